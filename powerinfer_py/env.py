@@ -1,0 +1,51 @@
+"""The only reader of environment variables. Nothing else in the package looks at `os.environ`.
+
+| variable | meaning |
+|---|---|
+| `LLAMA_SPARSE_PRED_THRESHOLD` | overrides the file's `powerinfer.sparse_threshold` (PowerInfer's own name) |
+| `POWERINFER_ISA` | `scalar`, `avx2` or `avx512`: forces one instruction set of the native kernels |
+| `POWERINFER_KERNELS` | `native` (default) or `torch`: which implementation of the CPU kernels runs |
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+from powerinfer_py.errors import OptionError
+
+ISA_NAMES = ("scalar", "avx2", "avx512")
+KERNEL_NAMES = ("native", "torch")
+
+
+def sparse_threshold_override() -> float | None:
+    """Value of `LLAMA_SPARSE_PRED_THRESHOLD`, or None where it is not set. Raises OptionError unless a finite number."""
+    text = os.environ.get("LLAMA_SPARSE_PRED_THRESHOLD")
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise OptionError(f"LLAMA_SPARSE_PRED_THRESHOLD must be a finite number, not {text!r}")
+    return value
+
+
+def forced_isa() -> str | None:
+    """Value of `POWERINFER_ISA`, or None where it is not set. Raises OptionError for a name outside `ISA_NAMES`."""
+    return _choice("POWERINFER_ISA", ISA_NAMES)
+
+
+def forced_kernels() -> str | None:
+    """Value of `POWERINFER_KERNELS`, or None where it is not set. Raises OptionError outside `KERNEL_NAMES`."""
+    return _choice("POWERINFER_KERNELS", KERNEL_NAMES)
+
+
+def _choice(name: str, allowed: tuple[str, ...]) -> str | None:
+    value = os.environ.get(name)
+    if value is None or value == "":
+        return None
+    if value not in allowed:
+        raise OptionError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+    return value

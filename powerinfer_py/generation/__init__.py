@@ -1,0 +1,1 @@
+"""Turning logits into text: sampling, stop strings, the decode loop, and `LLM`."""

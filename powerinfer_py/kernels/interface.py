@@ -1,0 +1,133 @@
+"""What an implementation of the CPU kernels must offer. `reference` defines every operation, `cpu` is the fast one.
+
+Tensors are torch CPU tensors: float32 and contiguous unless stated otherwise. T is the number of tokens of a forward,
+which may belong to several sequences. Every result row depends on its own token alone, bit for bit: a token gives the
+same result alone, inside a prompt, or in a batch, and for any number of threads.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from powerinfer_py.gguf.types import GGMLType, row_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """`rows` rows of `cols` weights in the layout of a file's type; row r starts at byte `r * row_bytes` of `data`.
+
+    data: read-only uint8, one dimension, usually a view of the memory-mapped file. handle: what the implementation that
+    made this matrix needs (`Kernels.matrix`); a matrix works only with the kernels that made it.
+    """
+
+    name: str
+    type: GGMLType
+    rows: int
+    cols: int
+    data: npt.NDArray[np.uint8]
+    handle: Any = None
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return row_bytes(self.type, self.cols)
+
+
+@dataclass(frozen=True, eq=False)
+class RopeTable:
+    """Cosines and sines of rotary embedding for every position of the context.
+
+    cos, sin: (n_ctx, n_rot / 2), magnitude scaling of YaRN included.
+    halves: pairs are (i, i + n_rot/2) as in Hugging Face checkpoints, else adjacent (2i, 2i + 1) as GGUF stores llama.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    halves: bool
+
+    @property
+    def n_rot(self) -> int:
+        """Number of leading dimensions of each head that are rotated."""
+        return 2 * int(self.cos.shape[1])
+
+
+class Kernels(ABC):
+    """One implementation of the operations, with the threads it owns."""
+
+    name: str
+
+    @abstractmethod
+    def matrix(
+        self, name: str, ggml_type: GGMLType, rows: int, cols: int, data: npt.NDArray[np.uint8]
+    ) -> Matrix:
+        """Prepares a weight matrix. `data` (uint8, rows * row_bytes) must stay alive and unchanged; it is not copied."""
+
+    @abstractmethod
+    def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`y[t, r] = dot(row r, x[t]) + bias[r]`: x (T, cols) -> (T, rows)."""
+
+    @abstractmethod
+    def linear_masked(
+        self, matrix: Matrix, x: Tensor, mask: Tensor, bias: Tensor | None = None
+    ) -> tuple[Tensor, int]:
+        """As `linear`, only where mask (T, rows; bool) is set; exactly 0 elsewhere (no bias there either).
+
+        A row whose column of the mask is empty is not read. Second result: the number of (token, row) products that
+        were really computed, counted where they are computed.
+        """
+
+    @abstractmethod
+    def accumulate_rows(
+        self, matrix: Matrix, coefficients: Tensor, bias: Tensor | None = None, *, all_rows: bool = False
+    ) -> tuple[Tensor, int]:
+        """`y[t] = sum over r of coefficients[t, r] * row r + bias`: coefficients (T, rows) -> (T, cols).
+
+        Rows whose coefficient is exactly 0 (either sign; NaN is not 0) are neither read nor added unless `all_rows`.
+        The order of the sum is fixed by the coefficients of that token alone. Second result: (token, row) pairs added.
+        """
+
+    @abstractmethod
+    def rows(self, matrix: Matrix, ids: Tensor) -> Tensor:
+        """Rows `ids` (n; int64) as float32 (n, cols): embedding lookup. Raises IndexError for an id out of range."""
+
+    @abstractmethod
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension: x (T, n), weight (n)."""
+
+    @abstractmethod
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """`(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension: x (T, n), weight and bias (n)."""
+
+    @abstractmethod
+    def rope(self, x: Tensor, positions: Tensor, table: RopeTable) -> Tensor:
+        """Rotates the first `table.n_rot` dimensions of each head: x (T, n_head, head_dim), positions (T; int64)."""
+
+    @abstractmethod
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        scale: float,
+    ) -> Tensor:
+        """Stores the new keys and values, then attends causally: `softmax(scale * q k^T) v`.
+
+        q: (T, n_head, head_dim); k: (T, n_head_kv, head_dim); v: (T, n_head_kv, head_dim_v).
+        k_cache: (n_slots, n_head_kv, n_ctx, head_dim), v_cache: (..., head_dim_v), float16, written in place, rounded to
+        nearest even. slots, positions: (T; int64), where token t is stored; it attends to positions 0 .. positions[t] of
+        its slot. All T tokens are stored before any of them attends, and keys and values are always read back from the
+        cache, so that prefill and decode see the same rounding. Query head h uses key head h // (n_head / n_head_kv).
+        Returns (T, n_head * head_dim_v).
+        """

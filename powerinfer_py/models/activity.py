@@ -1,0 +1,75 @@
+"""How many neurons a model computed, counted by the code that read their rows; and a way to watch a forward.
+
+No decision is taken here: these are observations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LayerObserver(Protocol):
+    """Called once a layer and forward, after its FFN; profilers and predictor training stand on this."""
+
+    def __call__(self, layer: int, predictor_input: Tensor, predicted: Tensor | None, fired: Tensor) -> None:
+        """predictor_input (T, n_embd); predicted, fired (T, n_ff; bool). The tensors are only valid during the call."""
+
+
+@dataclass(eq=False)
+class Activity:
+    """Counts per layer (int64 arrays of n_layer) since the last `clear`; predictor_s in seconds over all layers.
+
+    neurons: neurons there were, tokens x n_ff. first, second, down: (token, row) products of the rows read first (gate,
+    or up without a gate), of the up rows behind a gate, and of the down rows. fired: neurons that fired.
+    """
+
+    n_layer: int
+    neurons: npt.NDArray[np.int64] = field(init=False)
+    first: npt.NDArray[np.int64] = field(init=False)
+    second: npt.NDArray[np.int64] = field(init=False)
+    down: npt.NDArray[np.int64] = field(init=False)
+    fired: npt.NDArray[np.int64] = field(init=False)
+    gated: bool = False
+    predictor_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Sets every count to zero."""
+        for name in ("neurons", "first", "second", "down", "fired"):
+            setattr(self, name, np.zeros(self.n_layer, dtype=np.int64))
+        self.predictor_s = 0.0
+
+    @property
+    def share_computed(self) -> float:
+        """Share of neurons whose first row was computed; 0.0 before any token."""
+        return float(self.first.sum() / max(1, self.neurons.sum()))
+
+    @property
+    def share_fired(self) -> float:
+        """Share of neurons that fired."""
+        return float(self.fired.sum() / max(1, self.neurons.sum()))
+
+    @property
+    def share_of_rows(self) -> float:
+        """Share of all FFN rows (gate, up and down) that were read for a token."""
+        kinds = 3 if self.gated else 2
+        read = self.first.sum() + self.second.sum() + self.down.sum()
+        return float(read / max(1, kinds * self.neurons.sum()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Totals for `--json`."""
+        return {
+            "neurons_computed_share": self.share_computed,
+            "neurons_fired_share": self.share_fired,
+            "ffn_rows_read_share": self.share_of_rows,
+            "predictor_s": self.predictor_s,
+        }

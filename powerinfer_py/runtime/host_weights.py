@@ -1,0 +1,109 @@
+"""The tensors of a file as CPU weights: views of the memory map, or copies where the options ask for them.
+
+Names and shapes are checked as the graph asks for them; what the graph did not ask for is refused at the end, since a
+tensor that is silently ignored (an expert, an adapter) means another model than the one that would run.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from powerinfer_py.config import RuntimeOptions
+from powerinfer_py.errors import ModelError, UnsupportedError
+from powerinfer_py.gguf import GGUFFile, TensorInfo
+from powerinfer_py.gguf.quants import dequantize
+from powerinfer_py.gguf.types import WEIGHT_TYPES, GGMLType
+from powerinfer_py.kernels.interface import Kernels, Matrix
+from powerinfer_py.runtime.host_memory import lock_in_memory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Old converters stored the inverse frequencies of every layer; they follow from the hyperparameters.
+_IGNORED = re.compile(r"blk\.\d+\.attn_rot_embd\.weight|rope_freqs\.weight")
+_LAYER = re.compile(r"blk\.(\d+)\.")
+_EXACT_TYPES = {GGMLType.F32: np.dtype("<f4"), GGMLType.F16: np.dtype("<f2"), GGMLType.BF16: np.dtype("<u2")}
+
+
+class FileWeights:
+    """A `WeightSource` over one open file, for the kernels that will compute with the matrices."""
+
+    def __init__(self, file: GGUFFile, kernels: Kernels, options: RuntimeOptions) -> None:
+        self._file = file
+        self._kernels = kernels
+        self._options = options
+        self._asked: set[str] = set()
+        self._matrices: dict[str, Matrix] = {}
+        self.transposed_bytes = 0
+
+    def has(self, name: str) -> bool:
+        """Whether the file has the tensor."""
+        return name in self._file.tensors
+
+    def rows(self, name: str) -> int:
+        """First dimension of a tensor of two. Raises ModelError where it is missing or has another rank."""
+        info = self._info(name)
+        if len(info.shape) != 2:
+            raise ModelError(f"{name} has shape {info.shape}, expected two dimensions")
+        return info.shape[0]
+
+    def matrix(self, name: str, rows: int, cols: int) -> Matrix:
+        """The matrix in its file type; the same object for the same name (a tied head is one matrix)."""
+        if name not in self._matrices:
+            info = self._checked(name, (rows, cols))
+            self._matrices[name] = self._kernels.matrix(name, info.ggml_type, rows, cols, self._data(name))
+        return self._matrices[name]
+
+    def transposed(self, name: str, rows: int, cols: int) -> Matrix:
+        """The transpose: exact in F32, F16 and BF16; other types become F16 (NMSE 1e-7: 11 bits against their 4 to 8)."""
+        info = self._checked(name, (cols, rows))
+        if info.ggml_type in _EXACT_TYPES:
+            ggml_type = info.ggml_type
+            values = self._file.tensor_data(name).view(_EXACT_TYPES[ggml_type]).reshape(cols, rows)
+        else:
+            ggml_type = GGMLType.F16
+            values = dequantize(self._file.tensor_data(name), info.ggml_type, cols, rows).astype("<f2")
+        data = np.ascontiguousarray(values.T).view(np.uint8).reshape(-1)
+        self.transposed_bytes += data.nbytes
+        return self._kernels.matrix(name, ggml_type, rows, cols, data)
+
+    def vector(self, name: str, n: int) -> Tensor:
+        """A float32 vector (n)."""
+        import torch
+
+        info = self._checked(name, (n,))
+        return torch.from_numpy(dequantize(self._file.tensor_data(name), info.ggml_type, 1, n).reshape(n).copy())
+
+    def refuse_unused(self, layers: range) -> None:
+        """Raises UnsupportedError where the file has tensors, outside other engines' layers, that the graph lacks."""
+        for name in self._file.tensors:
+            layer = _LAYER.match(name)
+            elsewhere = layer is not None and int(layer[1]) not in layers
+            if name not in self._asked and not elsewhere and not _IGNORED.fullmatch(name):
+                raise UnsupportedError(f"the file has a tensor {name} that this architecture's graph does not use")
+
+    def _info(self, name: str) -> TensorInfo:
+        self._asked.add(name)
+        try:
+            return self._file.tensors[name]
+        except KeyError:
+            raise ModelError(f"tensor {name} is missing") from None
+
+    def _checked(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        info = self._info(name)
+        if tuple(info.shape) != shape:
+            raise ModelError(f"{name} has shape {tuple(info.shape)}, expected {shape}")
+        if info.ggml_type not in WEIGHT_TYPES:
+            raise UnsupportedError(f"{name} has type {info.ggml_type.name}, which is no weight type")
+        return info
+
+    def _data(self, name: str) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+        data = self._file.tensor_data(name)
+        if not self._options.use_mmap:
+            data = data.copy()
+        if self._options.use_mlock:
+            lock_in_memory(data)
+        return data

@@ -1,0 +1,100 @@
+"""Keys and values of every live sequence, preallocated in one float16 block.
+
+A slot is the place of one sequence. The cache knows which tokens a slot holds, so that whoever starts a sequence can
+reuse the longest prefix that is already there; which sequence uses which slot is decided by the generation loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from powerinfer_py.models.transformer import LayerCache
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class KVCache:
+    """n_slots x n_ctx tokens for n_layer layers; the memory is committed by the system as it is written.
+
+    The layout of a layer is (n_slots, n_head_kv, n_ctx, head_dim) for keys and the same with head_dim_v for values.
+    """
+
+    def __init__(self, n_layer: int, n_slots: int, n_head_kv: int, n_ctx: int, head_dim: int, head_dim_v: int) -> None:
+        self.n_layer = n_layer
+        self.n_slots = n_slots
+        self.n_head_kv = n_head_kv
+        self.n_ctx = n_ctx
+        self.head_dim = head_dim
+        self.head_dim_v = head_dim_v
+        self.tokens: list[list[int]] = [[] for _ in range(n_slots)]
+        self._allocate()
+
+    def _allocate(self) -> None:
+        import torch
+
+        per_layer = self.n_slots * self.n_head_kv * self.n_ctx * (self.head_dim + self.head_dim_v)
+        self._block = torch.zeros(self.n_layer * per_layer, dtype=torch.float16)
+        n_keys = self.n_slots * self.n_head_kv * self.n_ctx * self.head_dim
+        shape = (self.n_slots, self.n_head_kv, self.n_ctx)
+        self.layers = [
+            LayerCache(part[:n_keys].view(*shape, self.head_dim), part[n_keys:].view(*shape, self.head_dim_v))
+            for part in self._block.split(per_layer)
+        ]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the block, whether committed or not."""
+        return self._block.numel() * self._block.element_size()
+
+    def grow(self, n_slots: int, n_ctx: int) -> None:
+        """Makes room for at least `n_slots` sequences of `n_ctx` tokens; what the cache holds is kept."""
+        if n_slots <= self.n_slots and n_ctx <= self.n_ctx:
+            return
+        old = self.layers
+        old_slots = self.n_slots
+        self.n_slots, self.n_ctx = max(n_slots, self.n_slots), max(n_ctx, self.n_ctx)
+        self._allocate()
+        for slot in range(old_slots):
+            n = len(self.tokens[slot])
+            for before, after in zip(old, self.layers, strict=True):
+                _copy_tokens(before, slot, after, slot, n)
+        self.tokens += [[] for _ in range(self.n_slots - old_slots)]
+
+    def truncate(self, slot: int, n_tokens: int) -> None:
+        """Forgets all but the first `n_tokens` tokens of a slot."""
+        del self.tokens[slot][n_tokens:]
+
+    def append(self, slot: int, token_ids: Sequence[int]) -> None:
+        """Notes that the keys and values of `token_ids` now follow what the slot held."""
+        self.tokens[slot].extend(token_ids)
+
+    def longest_prefix(self, token_ids: Sequence[int]) -> tuple[int, int]:
+        """(slot, length) of the slot that shares the longest prefix with `token_ids`; length 0 where none does."""
+        lengths = [common_prefix(held, token_ids) for held in self.tokens]
+        best = max(range(self.n_slots), key=lengths.__getitem__)
+        return best, lengths[best]
+
+    def copy_prefix(self, source: int, target: int, n_tokens: int) -> None:
+        """Makes slot `target` hold exactly the first `n_tokens` tokens of slot `source`."""
+        if source != target:
+            for layer in self.layers:
+                _copy_tokens(layer, source, layer, target, n_tokens)
+            self.tokens[target] = self.tokens[source][:n_tokens]
+        self.truncate(target, n_tokens)
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of leading tokens that two sequences share."""
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
+
+
+def _copy_tokens(source: LayerCache, source_slot: int, target: LayerCache, target_slot: int, n_tokens: int) -> None:
+    target.keys[target_slot, :, :n_tokens] = source.keys[source_slot, :, :n_tokens]
+    target.values[target_slot, :, :n_tokens] = source.values[source_slot, :, :n_tokens]
