@@ -136,7 +136,8 @@ class SamplingParams:
     """How tokens are picked; names and defaults as in PowerInfer and llama.cpp, repeat_penalty 1.0 apart.
 
     max_tokens: new tokens at most; -1 until the end of text or of the context.
-    temperature: 0 or less picks the most likely token. top_k: 0 or less keeps all; top_p: 1.0 keeps all; min_p: 0.0 keeps all.
+    temperature: 0 or less picks the most likely token.
+    top_k (0 or less), top_p (1.0) and min_p (0.0): the values in parentheses keep every token.
     repeat_penalty divides positive and multiplies negative logits of tokens among the last repeat_last_n (-1: all);
     presence_penalty is subtracted once, frequency_penalty per occurrence.
     logit_bias: token id -> value added to its logit (-inf bans it). seed: None for a random one.
@@ -189,7 +190,13 @@ class SamplingParams:
         if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 2**64):
             raise OptionError(f"seed must be an integer in [0, 2^64), not {self.seed!r}")
         for token, bias in self.logit_bias.items():
-            if not isinstance(token, int) or token < 0 or not isinstance(bias, (int, float)) or math.isnan(bias) or bias == math.inf:
+            if (
+                not isinstance(token, int)
+                or token < 0
+                or not isinstance(bias, (int, float))
+                or math.isnan(bias)
+                or bias == math.inf
+            ):
                 raise OptionError(f"logit_bias maps token ids to numbers or -inf, not {token!r}: {bias!r}")
 
 

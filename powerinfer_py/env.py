@@ -19,7 +19,7 @@ KERNEL_NAMES = ("native", "torch")
 
 
 def sparse_threshold_override() -> float | None:
-    """Value of `LLAMA_SPARSE_PRED_THRESHOLD`, or None where it is not set. Raises OptionError unless a finite number."""
+    """Value of `LLAMA_SPARSE_PRED_THRESHOLD`, or None where it is not set. OptionError unless a finite number."""
     text = os.environ.get("LLAMA_SPARSE_PRED_THRESHOLD")
     if text is None:
         return None

@@ -30,7 +30,7 @@ class FileFormatError(PowerInferError):
 
 
 class ModelError(PowerInferError):
-    """A well-formed file holds no model that can be run: missing or misshapen tensors, contradictory hyperparameters."""
+    """A well-formed file holds no model that can be run: tensors missing or misshapen, hyperparameters at odds."""
 
 
 class UnsupportedError(PowerInferError):

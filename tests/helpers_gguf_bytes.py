@@ -27,7 +27,9 @@ def array_entry(key: str, element_type: int, count: int, elements: bytes = b"") 
     return entry(key, ARRAY, struct.pack("<IQ", element_type, count) + elements)
 
 
-def info(name: str | bytes, dims: tuple[int, ...], type_id: int = 0, offset: int = 0, n_dims: int | None = None) -> bytes:
+def info(
+    name: str | bytes, dims: tuple[int, ...], type_id: int = 0, offset: int = 0, n_dims: int | None = None
+) -> bytes:
     """A tensor info; dims innermost first, as in the file."""
     shape = struct.pack(f"<{len(dims)}Q", *(dim % 2**64 for dim in dims))
     n_dims = len(dims) if n_dims is None else n_dims

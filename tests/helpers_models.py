@@ -26,7 +26,7 @@ OPT_LAYER_NAMES = {
 
 
 def write_opt(path: Path, predictors: bool = True, neurons_as_rows: bool = True) -> Path:
-    """The checkpoint in fixtures/opt as a PWRI file (predictors as an option) or, `neurons_as_rows` False, a dense GGUF."""
+    """The checkpoint in fixtures/opt as a PWRI file, or with `neurons_as_rows` False as a dense GGUF."""
     checkpoint = load_file(FIXTURES / "opt" / "model.safetensors")
     tensors = {
         "token_embd.weight": checkpoint["model.decoder.embed_tokens.weight"],
@@ -98,9 +98,9 @@ def edited_copy(
     target: Path,
     edit: Callable[[str, npt.NDArray[np.uint8]], npt.NDArray[np.uint8]] | None = None,
     values: Mapping[str, tuple[object, ValueType]] | None = None,
-    drop: Callable[[str], bool] = lambda name: False,
+    drop: Callable[[str], bool] = lambda _name: False,
 ) -> Path:
-    """A copy of a model file in which `edit(name, bytes)` may change tensor bytes, `values` set keys, `drop` omit tensors."""
+    """A copy of a model file: `edit(name, bytes)` may change tensors, `values` sets keys, `drop` omits tensors."""
     values = values or {}
     with open_gguf(source) as file, GGUFWriter(target, file.magic) as writer:
         for key, entry in file.entries.items():

@@ -69,33 +69,33 @@ class LLM:
         )
         self._turn = Turn()
         self._file = open_gguf(model)
-        self._engine = Engine(self._file, self.options)
+        self.engine = Engine(self._file, self.options)
         self.tokenizer = load_tokenizer(self._file.metadata)
         if self.tokenizer.n_vocab > self.config.n_vocab:
             raise TokenizerError(f"{self.tokenizer.n_vocab} tokens, but the head has {self.config.n_vocab} rows")
         self.chat_template = ChatTemplate.from_metadata(self._file.metadata, self.tokenizer)
-        self.stats = Stats(self._engine.activity, load_s=perf_counter() - started)
+        self.stats = Stats(self.engine.activity, load_s=perf_counter() - started)
         self.last: Completion | None = None
 
     @property
     def config(self) -> ModelConfig:
         """Hyperparameters of the model."""
-        return self._engine.config
+        return self.engine.config
 
     @property
     def sparsity(self) -> Sparsity:
         """The mode that runs, never AUTO."""
-        return self._engine.sparsity
+        return self.engine.sparsity
 
     @property
     def context_length(self) -> int:
         """Tokens a sequence may hold."""
-        return self._engine.n_ctx
+        return self.engine.n_ctx
 
     @property
     def notices(self) -> list[str]:
         """What the user should know about how the options were met, a line each."""
-        return list(self._engine.notices)
+        return list(self.engine.notices)
 
     @property
     def load_s(self) -> float:
@@ -111,20 +111,20 @@ class LLM:
         return self.tokenizer.decode(token_ids)
 
     def logits(self, token_ids: Sequence[int], observer: LayerObserver | None = None) -> npt.NDArray[np.float32]:
-        """Logits after each token of one forward over the sequence, from an empty cache: float32 (n_tokens, n_vocab)."""
+        """Logits after each token, float32 (n_tokens, n_vocab), of one forward over them from an empty cache."""
         import torch
 
         ids = self._checked_ids(token_ids)
         with self._turn:
-            self._engine.reserve(1, max(self.context_length, len(ids)))
-            self._engine.cache.truncate(0, 0)
+            self.engine.reserve(1, max(self.context_length, len(ids)))
+            self.engine.cache.truncate(0, 0)
             result = np.empty((len(ids), self.config.n_vocab), dtype=np.float32)
             size = self.options.batch_size
             for start in range(0, len(ids), size):
                 chunk = torch.tensor(ids[start : start + size], dtype=torch.int64)
                 positions = torch.arange(start, start + len(chunk))
                 batch = ForwardBatch(chunk, positions, torch.zeros_like(chunk))
-                result[start : start + len(chunk)] = self._engine.forward(batch, observer=observer).numpy()
+                result[start : start + len(chunk)] = self.engine.forward(batch, observer=observer).numpy()
         return result
 
     def generate(
@@ -138,10 +138,10 @@ class LLM:
     ) -> list[Completion]:
         """`params.n` completions of each prompt, those of the first prompt first.
 
-        prompts: one text, or a sequence of texts or of token-id sequences. Prompts and completions run together as far as
-        `max_batch` allows. on_text(prompt_index, completion_index, piece) hears the text as it comes. cancel: set it from
-        another thread to end everything where it stands. keep: leading prompt tokens that survive when a full context
-        drops half of the rest and goes on (-1 for the whole prompt); with 0 a full context ends the text.
+        prompts: one text, or a sequence of texts or of token-id sequences. Prompts and completions run together as far
+        as `max_batch` allows. on_text(prompt_index, completion_index, piece) hears the text as it comes. cancel: set it
+        from another thread to end everything where it stands. keep: leading prompt tokens that survive when a full
+        context drops half of the rest and goes on (-1 for the whole prompt); with 0 a full context ends the text.
         """
         params = params or SamplingParams()
         batch: Sequence[PromptLike] = [prompts] if isinstance(prompts, str) else prompts
@@ -215,7 +215,7 @@ class LLM:
             return []
         with self._turn:
             self._make_room(requests)
-            loop = DecodeLoop(self._engine, self.tokenizer, self.stats, on_text, cancel)
+            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel)
             for _ in loop.steps(requests):
                 pass
             self.last = loop.completions[-1]
@@ -229,14 +229,14 @@ class LLM:
         n_ctx = self.context_length
         if self.options.context_length is None:
             n_ctx = max(n_ctx, min(n_tokens, self.config.n_ctx_train))
-        self._engine.reserve(n_slots, n_ctx)
+        self.engine.reserve(n_slots, n_ctx)
 
     def _stream(self, request: Prompt, cancel: threading.Event | None) -> Iterator[str]:
         pieces: list[str] = []
         with self._turn:
             self._make_room([request])
             on_text: TextCallback = lambda _prompt, _completion, piece: pieces.append(piece)  # noqa: E731
-            loop = DecodeLoop(self._engine, self.tokenizer, self.stats, on_text, cancel)
+            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel)
             for _ in loop.steps([request]):
                 yield from pieces
                 pieces.clear()

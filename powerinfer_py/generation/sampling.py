@@ -38,9 +38,9 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...] = ()
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON: token_id, logprob, top (list of token_id and logprob)."""
-        top = [{"token_id": token, "logprob": logprob} for token, logprob in self.top]
-        return {"token_id": self.token_id, "logprob": self.logprob, "top": top}
+        """As JSON: token_id, logprob, top (list of token_id and logprob); -inf, which JSON lacks, is null."""
+        top = [{"token_id": token, "logprob": _json_number(logprob)} for token, logprob in self.top]
+        return {"token_id": self.token_id, "logprob": _json_number(self.logprob), "top": top}
 
 
 class Sampler:
@@ -191,6 +191,10 @@ def token_logprobs(logits: Logits, token: int, n_top: int = 0) -> TokenLogprobs:
     best = largest(values, min(n_top, values.size))
     pairs = tuple((int(i), float(values[i] - log_total)) for i in best)
     return TokenLogprobs(token, float(values[token] - log_total), pairs)
+
+
+def _json_number(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def _nucleus(weights: npt.NDArray[np.float64], target: float) -> Ids:

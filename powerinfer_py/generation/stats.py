@@ -62,13 +62,13 @@ class Stats:
         """The report at the end of a run."""
         activity = self.activity
         cached = f" ({self.cached_tokens} more from the cache)" if self.cached_tokens else ""
-        lines = [
+        return [
             f"load       {self.load_s:8.2f} s",
-            f"prompt     {self.prompt_s:8.2f} s  {self.prompt_tokens:6d} tokens  {self.prompt_rate:8.1f} tokens/s{cached}",
+            f"prompt     {self.prompt_s:8.2f} s  {self.prompt_tokens:6d} tokens  {self.prompt_rate:8.1f} tokens/s"
+            + cached,
             f"decode     {self.decode_s:8.2f} s  {self.decode_tokens:6d} tokens  {self.decode_rate:8.1f} tokens/s",
             f"sampling   {self.sample_s:8.2f} s",
             f"predictor  {activity.predictor_s:8.2f} s",
             f"neurons    {activity.share_computed:8.1%} computed, {activity.share_fired:.1%} fired, "
             f"{activity.share_of_rows:.1%} of FFN rows read",
         ]
-        return lines

@@ -1,0 +1,1 @@
+"""The supported architectures: declarations over shared blocks, and the graph they vary."""

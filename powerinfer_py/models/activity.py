@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class LayerObserver(Protocol):
     """Called once a layer and forward, after its FFN; profilers and predictor training stand on this."""
 
-    def __call__(self, layer: int, predictor_input: Tensor, predicted: Tensor | None, fired: Tensor) -> None:
+    def __call__(self, layer: int, predictor_input: Tensor, predicted: Tensor | None, fired: Tensor, /) -> None:
         """predictor_input (T, n_embd); predicted, fired (T, n_ff; bool). The tensors are only valid during the call."""
 
 

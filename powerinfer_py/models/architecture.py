@@ -20,7 +20,7 @@ class NormKind(StrEnum):
 
 
 class PositionKind(StrEnum):
-    """How positions enter: rotation of adjacent pairs, rotation of halves, or a learned table added to the embedding."""
+    """How positions enter: rotation of adjacent pairs, rotation of halves, or a learned table."""
 
     ROPE_ADJACENT = "rope_adjacent"
     ROPE_HALVES = "rope_halves"

@@ -152,7 +152,7 @@ def _activation(file: GGUFFile, architecture: Architecture, options: RuntimeOpti
     except ValueError:
         known = ", ".join(Activation)
         raise UnsupportedError(
-            f"activation '{printable(name)}' of this {architecture.name} model is not computed here (supported: {known})"
+            f"activation '{printable(name)}' of this {architecture.name} model is unknown here (supported: {known})"
         ) from None
     needs_gate = activation in (Activation.SILU, Activation.DRELU)
     if needs_gate and not architecture.gated:

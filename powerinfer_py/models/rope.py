@@ -1,6 +1,6 @@
 """Rotary position embedding: the angle of every position and pair, with linear, YaRN and llama3-type scaling.
 
-The rotation itself is a kernel. Sources: RoFormer (arXiv 2104.09864), YaRN (arXiv 2309.00071); keys as llama.cpp reads them.
+The rotation itself is a kernel. Sources: RoFormer (arXiv 2104.09864), YaRN (arXiv 2309.00071).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from powerinfer_py.runtime.threads import default_threads
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Contexts beyond this are only reserved when asked for or needed by a prompt: the cache of a 13B model costs 0.8 MB a token.
+# More is only reserved when asked for or needed by a prompt: the cache of a 13B model costs 0.8 MB a token.
 DEFAULT_CONTEXT = 4096
 
 
@@ -51,7 +51,7 @@ class Engine:
         self.notices = device_notices(options)
         self.kernels, self._prompt_kernels = _make_kernels(options)
         self._file = file
-        self._transformer, self._frequency_factors = self._load(file)
+        self.transformer, self._frequency_factors = self._load(file)
         n_ctx = _initial_context(self.config, options)
         self.cache = KVCache(
             len(self.layers),
@@ -61,7 +61,7 @@ class Engine:
             self.config.head_dim,
             self.config.head_dim_v,
         )
-        self.activity = Activity(len(self.layers), gated=self._transformer.architecture.gated)
+        self.activity = Activity(len(self.layers), gated=self.transformer.architecture.gated)
         self._rope = self._make_rope(n_ctx)
 
     @property
@@ -87,14 +87,14 @@ class Engine:
         """
         # More tokens than sequences can only be a prompt.
         kernels = self._prompt_kernels if len(batch) > self.cache.n_slots else self.kernels
-        x = self._transformer.embed(kernels, batch) if hidden is None else hidden
+        x = self.transformer.embed(kernels, batch) if hidden is None else hidden
         step = Step(batch, self.cache.layers, self._rope, self.activity, observer)
-        x = self._transformer.run_layers(kernels, x, step)
+        x = self.transformer.run_layers(kernels, x, step)
         for slot, token in zip(batch.slots.tolist(), batch.token_ids.tolist(), strict=True):
             self.cache.append(slot, (token,))
         if self.layers.stop < self.config.n_layer:
             return x
-        return self._transformer.head(kernels, x, batch)
+        return self.transformer.head(kernels, x, batch)
 
     def _load(self, file: GGUFFile) -> tuple[Transformer, Tensor | None]:
         architecture = architecture_named(self.config.architecture)
@@ -115,7 +115,7 @@ class Engine:
     def _make_rope(self, n_ctx: int) -> RopeTable | None:
         if self.config.rope is None:
             return None
-        halves = self._transformer.architecture.positions is PositionKind.ROPE_HALVES
+        halves = self.transformer.architecture.positions is PositionKind.ROPE_HALVES
         return rope_table(self.config.rope, n_ctx, halves=halves, frequency_factors=self._frequency_factors)
 
 

@@ -58,7 +58,7 @@ class FileWeights:
         return self._matrices[name]
 
     def transposed(self, name: str, rows: int, cols: int) -> Matrix:
-        """The transpose: exact in F32, F16 and BF16; other types become F16 (NMSE 1e-7: 11 bits against their 4 to 8)."""
+        """The transpose: exact in F32, F16 and BF16; other types become F16, whose 11 bits exceed their 4 to 8."""
         info = self._checked(name, (cols, rows))
         if info.ggml_type in _EXACT_TYPES:
             ggml_type = info.ggml_type

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from powerinfer_py.models.transformer import LayerCache
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 
 class KVCache:

@@ -17,8 +17,8 @@ def resolve_sparsity(wanted: Sparsity, config: ModelConfig) -> Sparsity:
         return Sparsity.EXACT if config.is_powerinfer and config.activation.is_sparse else Sparsity.DENSE
     if wanted is not Sparsity.DENSE and not config.activation.is_sparse:
         raise OptionError(
-            f"sparsity '{wanted}' needs a ReLU-type activation; this model's is {config.activation}, which never rests: "
-            "use 'dense'"
+            f"sparsity '{wanted}' needs a ReLU-type activation; this model's is {config.activation}, "
+            "which never rests: use 'dense'"
         )
     if wanted is Sparsity.PREDICTOR and not config.has_predictors:
         raise OptionError("sparsity 'predictor' needs predictors (fc1, fc2), and this file has none: use 'exact'")

@@ -1,0 +1,73 @@
+"""`powerinfer`: lists the commands and forwards to them, `powerinfer run ...` to `powerinfer-run ...`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from powerinfer_py.cli.command import version_line
+from powerinfer_py.errors import printable
+
+PROG = "powerinfer"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: `powerinfer NAME`, installed as `powerinfer-NAME`, whose `module` has `main(argv) -> int`."""
+
+    name: str
+    module: str
+    purpose: str
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command("run", "powerinfer_py.cli.run", "generate text from a prompt or in a conversation"),
+    Command("inspect", "powerinfer_py.cli.inspect", "print what is in a model or gpuidx file"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the named command with the rest of the arguments; without one prints the list."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print(help_text())
+        return 0
+    if name == "--version":
+        print(version_line(PROG))
+        return 0
+    command = next((command for command in COMMANDS if command.name == name), None)
+    if command is None:
+        known = ", ".join(command.name for command in COMMANDS)
+        print(f"{PROG}: error: no command '{printable(name)}'; there are: {known}", file=sys.stderr)
+        return 2
+    code: int = import_module(command.module).main(arguments[1:])
+    return code
+
+
+def help_text() -> str:
+    """The list of commands."""
+    width = max(len(command.name) for command in COMMANDS)
+    lines = [f"  {PROG} {command.name:{width}}  {command.purpose}" for command in COMMANDS]
+    return "\n".join(
+        [
+            f"usage: {PROG} COMMAND [ARGUMENTS]",
+            "",
+            "Inference of sparsely firing language models on a PC whose GPU is too small for them.",
+            "",
+            "commands (each also installed as powerinfer-COMMAND, each with its own --help):",
+            *lines,
+            "",
+            "examples:",
+            f'  {PROG} run "The capital of France is" -n 8',
+            f"  {PROG} inspect model.powerinfer.gguf",
+            "",
+            f"{PROG} --version prints the version.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

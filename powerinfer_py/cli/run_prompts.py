@@ -1,0 +1,72 @@
+"""Where the prompts of `powerinfer-run` come from: -p, the positional one, -f, --prompts-file. Text in, tokens out.
+
+Order: -p (the positional prompt last), then -f, then the lines of --prompts-file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from powerinfer_py.cli.run_values import unescape
+from powerinfer_py.errors import FileFormatError, OptionError, printable
+
+if TYPE_CHECKING:
+    from powerinfer_py.generation.llm import LLM
+
+STANDARD_INPUT = "-"
+
+
+def given_prompts(args: argparse.Namespace) -> list[str]:
+    """The prompts asked for, possibly none. Raises FileFormatError for a file that cannot be read as UTF-8."""
+    prompts: list[str] = list(args.prompt or [])
+    prompts += [read_text(path).removesuffix("\n").removesuffix("\r") for path in args.file or []]
+    if args.prompts_file is not None:
+        prompts += [line for line in read_text(args.prompts_file).splitlines() if line.strip()]
+    return [unescaped(prompt) for prompt in prompts] if args.escape else prompts
+
+
+def read_text(path: str) -> str:
+    """The text of a UTF-8 file; `-` is standard input. Raises FileFormatError."""
+    name = "standard input" if path == STANDARD_INPUT else path
+    try:
+        data = sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FileFormatError("is not UTF-8 text", path=name, offset=error.start) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise FileFormatError(f"cannot be read: {reason}", path=name) from None
+
+
+def unescaped(text: str) -> str:
+    """`unescape` with an OptionError where the result is not UTF-8."""
+    try:
+        return unescape(text)
+    except ValueError:
+        raise OptionError(rf"the \x escapes in {printable(text, 40)!r} do not form UTF-8 text") from None
+
+
+def prompt_tokens(llm: LLM, text: str, args: argparse.Namespace) -> list[int]:
+    """Token ids of a prompt, listed on stderr under --verbose-prompt.
+
+    A prompt without tokens becomes the begin-of-text token; OptionError where the model has none.
+    """
+    ids = llm.tokenize(text, special=args.parse_special)
+    if not ids:
+        ids = begin_of_text(llm)
+    if not ids:
+        raise OptionError("the prompt is empty and the model has no begin-of-text token to start from")
+    if args.verbose_prompt:
+        print(f"prompt: {len(ids)} tokens", file=sys.stderr)
+        for token in ids:
+            print(f"{token:8d}  {printable(llm.detokenize([token]))!r}", file=sys.stderr)
+    return ids
+
+
+def begin_of_text(llm: LLM) -> list[int]:
+    """The model's begin-of-text token as a list, empty where it has none."""
+    bos = llm.tokenizer.bos_id
+    return [] if bos is None else [bos]

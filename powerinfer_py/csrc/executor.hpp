@@ -1,0 +1,53 @@
+// What runs jobs: one instruction set's kernels, a thread pool, and scratch memory that grows and is kept.
+// One object per engine; nothing is global, so several can live in one process.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+
+#include "kernel_table.hpp"
+#include "thread_pool.hpp"
+
+namespace powerinfer {
+
+// Memory that is only ever as large as the largest use so far; contents do not survive a resize.
+template <typename T>
+class Scratch {
+public:
+    T* reserve(int64_t n) {
+        if (n > capacity_) {
+            data_.reset();
+            capacity_ = 0;
+            data_.reset(new T[static_cast<size_t>(n)]);
+            capacity_ = n;
+        }
+        return data_.get();
+    }
+
+private:
+    std::unique_ptr<T[]> data_;
+    int64_t capacity_ = 0;
+};
+
+struct Executor {
+    Executor(const KernelTable& kernel_table, int n_threads) : kernels(kernel_table), pool(n_threads) {}
+
+    const KernelTable& kernels;
+    ThreadPool pool;
+    std::mutex busy;  // held for the whole of an operation: callers on several threads take turns
+    Scratch<int32_t> row_lists;
+    Scratch<int64_t> row_counts;
+    Scratch<float> partials;
+    Scratch<float> scores;
+};
+
+// Kernel tables this CPU can run (operating system support included), best last; never empty.
+struct AvailableKernels {
+    const KernelTable* tables[3];
+    int n;
+};
+AvailableKernels available_kernels();
+
+}  // namespace powerinfer

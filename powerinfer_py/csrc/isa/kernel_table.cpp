@@ -1,0 +1,47 @@
+// The kernels, compiled once per instruction set into a namespace of its own (see CMakeLists.txt).
+//
+// Everything below has internal linkage, and no header with inline functions of the standard library is included: of an
+// inline function that several of these files shared, the linker would keep one copy, perhaps the AVX-512 one, for all.
+#include "kernel_table.hpp"
+
+#include <cstdint>
+#if defined(POWERINFER_ISA_avx2) || defined(POWERINFER_ISA_avx512)
+#include <immintrin.h>
+#endif
+
+namespace powerinfer {
+namespace POWERINFER_ISA_NAMESPACE {
+
+namespace {
+
+template <WeightType type>
+struct Unpack;
+
+#include "isa/blocks.hpp"
+#if defined(POWERINFER_ISA_avx512)
+#include "isa/vector_avx512.hpp"
+constexpr const char* kName = "avx512";
+#elif defined(POWERINFER_ISA_avx2)
+#include "isa/vector_avx2.hpp"
+constexpr const char* kName = "avx2";
+#else
+#include "isa/vector_scalar.hpp"
+constexpr const char* kName = "scalar";
+#endif
+#include "isa/unpack.hpp"
+#include "isa/products.hpp"
+#include "isa/linear.hpp"
+#include "isa/accumulate.hpp"
+#include "isa/token_wise.hpp"
+#include "isa/attention.hpp"
+
+}  // namespace
+
+extern const KernelTable kernel_table;
+const KernelTable kernel_table = {
+    kName, linear_tile,     list_rows,      accumulate_chunk, combine_partials, accumulate_strip,
+    copy_rows, norm, rope, attention_store, attention_item,
+};
+
+}  // namespace POWERINFER_ISA_NAMESPACE
+}  // namespace powerinfer

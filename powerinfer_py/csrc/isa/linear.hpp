@@ -1,0 +1,127 @@
+// A tile of a linear layer: which rows meet which tokens. Included inside the instruction set's namespace.
+
+inline const uint8_t* row_of(const WeightMatrix& m, int64_t row) { return m.data + row * m.row_bytes; }
+
+// A few rows and a few tokens, by index, all of whose products are wanted.
+struct ProductGroup {
+    int64_t rows[kRowTile];
+    int64_t tokens[kMaxTokens];
+    int n_rows;
+    int n_tokens;
+};
+
+template <WeightType type>
+int64_t compute_group(const LinearJob& job, const ProductGroup& group) {
+    const uint8_t* rows[kRowTile];
+    const float* x[kMaxTokens];
+    float results[kRowTile * kMaxTokens];
+    if (group.n_rows == 0 || group.n_tokens == 0) return 0;
+    for (int r = 0; r < group.n_rows; r++) rows[r] = row_of(job.matrix, group.rows[r]);
+    for (int t = 0; t < group.n_tokens; t++) x[t] = job.x + group.tokens[t] * job.matrix.cols;
+    products<type>(rows, group.n_rows, x, group.n_tokens, job.matrix.cols, results);
+    for (int t = 0; t < group.n_tokens; t++)
+        for (int r = 0; r < group.n_rows; r++) {
+            const float product = results[r * group.n_tokens + t];
+            const int64_t row = group.rows[r];
+            job.y[group.tokens[t] * job.matrix.rows + row] = job.bias ? product + job.bias[row] : product;
+        }
+    return static_cast<int64_t>(group.n_rows) * group.n_tokens;
+}
+
+template <WeightType type>
+int64_t dense_tile(const LinearJob& job, const ProductTile& tile) {
+    ProductGroup group;
+    group.n_tokens = 0;
+    for (int64_t t = tile.token_begin; t < tile.token_end; t++) group.tokens[group.n_tokens++] = t;
+    int64_t count = 0;
+    for (int64_t row = tile.row_begin; row < tile.row_end; row += kRowTile) {
+        group.n_rows = 0;
+        for (int64_t r = row; r < tile.row_end && r < row + kRowTile; r++) group.rows[group.n_rows++] = r;
+        count += compute_group<type>(job, group);
+    }
+    return count;
+}
+
+// One token: its wanted rows are gathered, so that full groups are computed however thin they are spread.
+template <WeightType type>
+int64_t masked_rows(const LinearJob& job, const ProductTile& tile) {
+    const uint8_t* mask = job.mask + tile.token_begin * job.matrix.rows;
+    float* y = job.y + tile.token_begin * job.matrix.rows;
+    ProductGroup group;
+    group.n_rows = 0;
+    group.n_tokens = 1;
+    group.tokens[0] = tile.token_begin;
+    int64_t count = 0;
+    for (int64_t r = tile.row_begin; r < tile.row_end; r++) {
+        if (!mask[r]) {
+            y[r] = 0;
+            continue;
+        }
+        group.rows[group.n_rows++] = r;
+        if (group.n_rows == kRowTile) {
+            count += compute_group<type>(job, group);
+            group.n_rows = 0;
+        }
+    }
+    return count + compute_group<type>(job, group);
+}
+
+// Many tokens: four rows at a time. Tokens that want all four share the dense micro-tile, the others are gathered row
+// by row.
+template <WeightType type>
+int64_t masked_four_rows(const LinearJob& job, const ProductTile& tile, int64_t row, int n_rows) {
+    ProductGroup together, single[4];
+    together.n_rows = n_rows;
+    together.n_tokens = 0;
+    for (int r = 0; r < n_rows; r++) {
+        together.rows[r] = single[r].rows[0] = row + r;
+        single[r].n_rows = 1;
+        single[r].n_tokens = 0;
+    }
+    for (int64_t t = tile.token_begin; t < tile.token_end; t++) {
+        const uint8_t* mask = job.mask + t * job.matrix.rows + row;
+        int wanted = 0;
+        for (int r = 0; r < n_rows; r++) wanted += mask[r] != 0;
+        if (wanted == n_rows) {
+            together.tokens[together.n_tokens++] = t;
+            continue;
+        }
+        for (int r = 0; r < n_rows; r++) {
+            if (mask[r])
+                single[r].tokens[single[r].n_tokens++] = t;
+            else
+                job.y[t * job.matrix.rows + row + r] = 0;
+        }
+    }
+    int64_t count = compute_group<type>(job, together);
+    for (int r = 0; r < n_rows; r++) count += compute_group<type>(job, single[r]);
+    return count;
+}
+
+template <WeightType type>
+int64_t masked_tile(const LinearJob& job, const ProductTile& tile) {
+    if (tile.token_end - tile.token_begin == 1) return masked_rows<type>(job, tile);
+    int64_t count = 0;
+    for (int64_t row = tile.row_begin; row < tile.row_end; row += 4) {
+        const int64_t n = tile.row_end - row;
+        count += masked_four_rows<type>(job, tile, row, n < 4 ? static_cast<int>(n) : 4);
+    }
+    return count;
+}
+
+int64_t linear_tile(const LinearJob& job, const ProductTile& tile) {
+    int64_t count = 0;
+    with_type(job.matrix.type, [&](auto tag) {
+        constexpr WeightType type = decltype(tag)::value;
+        count = job.mask ? masked_tile<type>(job, tile) : dense_tile<type>(job, tile);
+    });
+    return count;
+}
+
+void copy_rows(const RowsJob& job, int64_t begin, int64_t end) {
+    with_type(job.matrix.type, [&](auto tag) {
+        for (int64_t i = begin; i < end; i++)
+            dequantize<decltype(tag)::value>(
+                row_of(job.matrix, job.ids[i]), 0, job.matrix.cols, job.y + i * job.matrix.cols);
+    });
+}

@@ -1,0 +1,99 @@
+// Eight floats in an AVX2 register, with FMA and F16C. Included inside the instruction set's namespace.
+
+constexpr int kWidth = 8;
+using V = __m256;
+
+inline V load(const void* p) { return _mm256_loadu_ps(static_cast<const float*>(p)); }
+inline void store(float* p, V v) { _mm256_storeu_ps(p, v); }
+inline V set1(float a) { return _mm256_set1_ps(a); }
+inline V add(V a, V b) { return _mm256_add_ps(a, b); }
+inline V madd(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+inline float madd1(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline float sum(V v) {
+    const __m128 h = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 q = _mm_add_ps(h, _mm_movehl_ps(h, h));
+    return _mm_cvtss_f32(_mm_add_ss(q, _mm_shuffle_ps(q, q, 1)));
+}
+
+// Micro-tiles: 8 accumulators, 4 rows and 2 tokens live in the 16 registers; 6 loads feed 8 multiply-adds.
+constexpr int kTileTokens = 2;
+constexpr int kRowTokens = 8;
+
+inline V half8(const void* p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+inline V half_scale(const uint8_t* p) {
+    uint16_t h;
+    __builtin_memcpy(&h, p, sizeof h);
+    return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(h)));
+}
+
+inline void to_half(const float* x, uint16_t* y, int64_t n) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(y + i), _mm256_cvtps_ph(load(x + i), _MM_FROUND_TO_NEAREST_INT));
+    for (; i < n; i++) y[i] = half_from_float(x[i]);
+}
+
+// Sixteen signed or unsigned bytes as two vectors.
+inline void widen_signed(__m128i bytes, V* w) {
+    w[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    w[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes)));
+}
+
+template <>
+struct Unpack<WeightType::F32> {
+    static void group(const uint8_t* p, V* w) {
+        for (int i = 0; i < 4; i++) w[i] = load(p + 32 * i);
+    }
+};
+
+template <>
+struct Unpack<WeightType::F16> {
+    static void group(const uint8_t* p, V* w) {
+        for (int i = 0; i < 4; i++) w[i] = half8(p + 16 * i);
+    }
+};
+
+template <>
+struct Unpack<WeightType::BF16> {
+    static void group(const uint8_t* p, V* w) {
+        for (int i = 0; i < 4; i++) {
+            const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16 * i));
+            w[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+        }
+    }
+};
+
+template <>
+struct Unpack<WeightType::Q8_0> {
+    static void group(const uint8_t* p, V* w) {
+        const V d = half_scale(p);
+        widen_signed(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 2)), w);
+        widen_signed(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 18)), w + 2);
+        for (int i = 0; i < 4; i++) w[i] = _mm256_mul_ps(w[i], d);
+    }
+};
+
+// Low nibbles are weights 0 to 15 of the block, high nibbles 16 to 31.
+inline void nibbles(const uint8_t* p, __m128i offset, V* w) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), mask = _mm_set1_epi8(15);
+    widen_signed(_mm_sub_epi8(_mm_and_si128(bytes, mask), offset), w);
+    widen_signed(_mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(bytes, 4), mask), offset), w + 2);
+}
+
+template <>
+struct Unpack<WeightType::Q4_0> {
+    static void group(const uint8_t* p, V* w) {
+        const V d = half_scale(p);
+        nibbles(p + 2, _mm_set1_epi8(8), w);
+        for (int i = 0; i < 4; i++) w[i] = _mm256_mul_ps(w[i], d);
+    }
+};
+
+template <>
+struct Unpack<WeightType::Q4_1> {
+    static void group(const uint8_t* p, V* w) {
+        const V d = half_scale(p), m = half_scale(p + 2);
+        nibbles(p + 4, _mm_setzero_si128(), w);
+        for (int i = 0; i < 4; i++) w[i] = _mm256_add_ps(_mm256_mul_ps(w[i], d), m);
+    }
+};

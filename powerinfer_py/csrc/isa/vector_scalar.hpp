@@ -1,0 +1,25 @@
+// Vectors for any CPU: four floats that every supported compiler maps to the baseline's registers (SSE2, NEON, ...).
+// Included inside the instruction set's namespace. There is no fused multiply-add here: products round before the sum.
+
+constexpr int kWidth = 4;
+typedef float V __attribute__((vector_size(16)));
+
+inline V load(const void* p) {
+    V v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+inline void store(float* p, V v) { __builtin_memcpy(p, &v, sizeof v); }
+inline V set1(float a) { return V{a, a, a, a}; }
+inline V add(V a, V b) { return a + b; }
+inline V madd(V a, V b, V c) { return a * b + c; }
+inline float madd1(float a, float b, float c) { return a * b + c; }
+inline float sum(V v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+
+// Micro-tiles: 8 accumulators, 4 rows and 1 token live in the 16 registers of SSE2.
+constexpr int kTileTokens = 2;
+constexpr int kRowTokens = 8;
+
+inline void to_half(const float* x, uint16_t* y, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = half_from_float(x[i]);
+}

@@ -1,0 +1,103 @@
+// What an operation works on, as plain structs of pointers and sizes: no Python, no ownership, no checks.
+// Whoever fills a job (the bindings, later a host function of a GPU stream) has checked it and keeps its memory alive.
+// Arrays are row-major and contiguous; the meaning of every operation stands in powerinfer_py/kernels/interface.py.
+#pragma once
+
+#include <cstdint>
+
+namespace powerinfer {
+
+// Ids are those of GGUF files (powerinfer_py/gguf/types.py).
+enum class WeightType : int32_t {
+    F32 = 0,
+    F16 = 1,
+    Q4_0 = 2,
+    Q4_1 = 3,
+    Q5_0 = 6,
+    Q5_1 = 7,
+    Q8_0 = 8,
+    Q2_K = 10,
+    Q3_K = 11,
+    Q4_K = 12,
+    Q5_K = 13,
+    Q6_K = 14,
+    BF16 = 30,
+};
+
+// Row r starts at data + r * row_bytes, at any alignment: quantised rows in a mapped file are even-aligned at best.
+struct WeightMatrix {
+    const uint8_t* data;
+    WeightType type;
+    int64_t rows;
+    int64_t cols;
+    int64_t row_bytes;
+};
+
+struct LinearJob {
+    WeightMatrix matrix;
+    const float* x;       // (n_tokens, cols)
+    const float* bias;    // (rows) or null
+    const uint8_t* mask;  // (n_tokens, rows), or null for every product
+    float* y;             // (n_tokens, rows)
+    int64_t n_tokens;
+};
+
+struct AccumulateJob {
+    WeightMatrix matrix;
+    const float* coefficients;  // (n_tokens, rows)
+    const float* bias;          // (cols) or null
+    float* y;                   // (n_tokens, cols)
+    int64_t n_tokens;
+    bool all_rows;
+};
+
+struct RowsJob {
+    WeightMatrix matrix;
+    const int64_t* ids;  // (n)
+    float* y;            // (n, cols)
+    int64_t n;
+};
+
+struct NormJob {
+    const float* x;       // (n_tokens, n)
+    const float* weight;  // (n)
+    const float* bias;    // (n) or null
+    float* y;             // (n_tokens, n)
+    int64_t n_tokens;
+    int64_t n;
+    float eps;
+    bool subtract_mean;  // LayerNorm, else RMSNorm
+};
+
+struct RopeJob {
+    const float* x;            // (n_tokens, n_head, head_dim)
+    const int64_t* positions;  // (n_tokens)
+    const float* cos;          // (n_ctx, n_rot / 2)
+    const float* sin;          // (n_ctx, n_rot / 2)
+    float* y;                  // (n_tokens, n_head, head_dim)
+    int64_t n_tokens;
+    int64_t n_head;
+    int64_t head_dim;
+    int64_t n_rot;
+    bool halves;
+};
+
+struct AttentionJob {
+    const float* q;            // (n_tokens, n_head, head_dim)
+    const float* k;            // (n_tokens, n_head_kv, head_dim)
+    const float* v;            // (n_tokens, n_head_kv, head_dim_v)
+    uint16_t* k_cache;         // (n_slots, n_head_kv, n_ctx, head_dim), float16
+    uint16_t* v_cache;         // (n_slots, n_head_kv, n_ctx, head_dim_v), float16
+    const int64_t* slots;      // (n_tokens)
+    const int64_t* positions;  // (n_tokens)
+    float* y;                  // (n_tokens, n_head, head_dim_v)
+    int64_t n_tokens;
+    int64_t n_head;
+    int64_t n_head_kv;
+    int64_t n_ctx;
+    int64_t head_dim;
+    int64_t head_dim_v;
+    float scale;
+};
+
+}  // namespace powerinfer

@@ -1,0 +1,66 @@
+// The kernels of one instruction set: each entry computes one work item of a job, on one thread, and shares nothing.
+// What an item is worth (rows, tokens, columns) is fixed by the job alone, never by the number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "jobs.hpp"
+
+namespace powerinfer {
+
+// A rectangle of products: rows [row_begin, row_end) by tokens [token_begin, token_end).
+struct ProductTile {
+    int64_t row_begin, row_end, token_begin, token_end;
+};
+
+// Non-zero coefficients of one token in ascending row order, of which a chunk is added into one partial vector.
+struct RowList {
+    const int32_t* rows;
+    int64_t n;
+};
+
+// Columns [col_begin, col_end) of the sums of tokens [token_begin, token_end); col_begin is a multiple of 256.
+struct StripTile {
+    int64_t col_begin, col_end, token_begin, token_end;
+};
+
+// Rows added into one partial vector before it joins the token's total. Part of the definition of the order of sums:
+// both schedules of accumulate_rows cut a token's list at the same places.
+inline constexpr int64_t kAccumulateChunk = 64;
+inline constexpr int64_t kStripCols = 256;
+inline constexpr int64_t kStripTokens = 16;
+inline constexpr int64_t kTokenBlock = 64;
+
+struct KernelTable {
+    const char* name;
+    // Products of the tile; returns how many were computed (all, or those the mask wants).
+    int64_t (*linear_tile)(const LinearJob&, const ProductTile&);
+    // Compacts token's non-zero coefficients (or every row) into rows[], returns their number.
+    int64_t (*list_rows)(const AccumulateJob&, int64_t token, int32_t* rows);
+    // partial[cols] = sum over the chunk in order, from zero.
+    void (*accumulate_chunk)(const AccumulateJob&, int64_t token, const RowList& chunk, float* partial);
+    // y[token, begin..end) = ((partials[0] + partials[1]) + ...) + bias; partials (n_partials, cols).
+    void (*combine_partials)(
+        const AccumulateJob&, int64_t token, const float* partials, int64_t n_partials, int64_t begin, int64_t end);
+    // The whole sums of a strip of columns for a block of tokens; returns the pairs added if it holds column 0, else 0.
+    int64_t (*accumulate_strip)(const AccumulateJob&, const StripTile&);
+    void (*rows)(const RowsJob&, int64_t begin, int64_t end);
+    void (*norm)(const NormJob&, int64_t token);
+    void (*rope)(const RopeJob&, int64_t token);
+    // Stores keys and values of every token for one key head, in token order.
+    void (*attention_store)(const AttentionJob&, int64_t head_kv);
+    // All query heads of one token that share a key head; scores: (n_head / n_head_kv) * (positions[token] + 1) floats.
+    void (*attention_item)(const AttentionJob&, int64_t token, int64_t head_kv, float* scores);
+};
+
+namespace isa_scalar {
+extern const KernelTable kernel_table;
+}
+namespace isa_avx2 {
+extern const KernelTable kernel_table;
+}
+namespace isa_avx512 {
+extern const KernelTable kernel_table;
+}
+
+}  // namespace powerinfer

@@ -1,0 +1,149 @@
+// Cuts each job into work items, runs them on the pool, and adds up what was counted. The arithmetic is in isa/.
+#include "operations.hpp"
+
+#include <algorithm>
+#include <atomic>
+
+namespace powerinfer {
+
+namespace {
+
+// Handing an item to another core costs about a microsecond; below this many products one thread is faster.
+constexpr int64_t kInlineProducts = 32768;
+// An item of a matrix-vector product reads about this much: long enough to hide the hand-over, short enough to balance.
+constexpr int64_t kItemBytes = 32768;
+// Up to this many tokens accumulate_rows reads each row whole and in order, as memory likes it; with more, strips of
+// columns let the tokens share what was read and dequantised.
+constexpr int64_t kChunkScheduleTokens = 4;
+constexpr int64_t kCombineCols = 1024;
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <typename Body>
+void run_items(Executor& executor, int64_t n_items, bool inline_all, const Body& body) {
+    if (!inline_all) return executor.pool.run(n_items, body);
+    for (int64_t i = 0; i < n_items; i++) body(i, 0);
+}
+
+// Work whose items read rows of a matrix: rows per item, a multiple of 8 (the kernels' row tile).
+int64_t rows_per_item(const WeightMatrix& matrix) {
+    const int64_t wanted = divide_up(kItemBytes, std::max<int64_t>(matrix.row_bytes, 1));
+    return std::clamp<int64_t>(divide_up(wanted, 8) * 8, 8, 512);
+}
+
+// One token's list of rows, cut into chunks of kAccumulateChunk.
+int64_t accumulate_by_chunks(const AccumulateJob& job, Executor& executor, bool inline_all) {
+    const int64_t n_rows = job.matrix.rows, cols = job.matrix.cols;
+    int32_t* lists = executor.row_lists.reserve(job.n_tokens * n_rows);
+    int64_t counts[kChunkScheduleTokens];
+    int64_t first_chunk[kChunkScheduleTokens + 1] = {0};
+    int64_t total = 0;
+    for (int64_t t = 0; t < job.n_tokens; t++) {
+        counts[t] = executor.kernels.list_rows(job, t, lists + t * n_rows);
+        first_chunk[t + 1] = first_chunk[t] + divide_up(counts[t], kAccumulateChunk);
+        total += counts[t];
+    }
+    const int64_t n_chunks = first_chunk[job.n_tokens];
+    float* partials = executor.partials.reserve(n_chunks * cols);
+    run_items(executor, n_chunks, inline_all || total * cols <= kInlineProducts, [&](int64_t item, int) {
+        int64_t t = 0;
+        while (item >= first_chunk[t + 1]) t++;
+        const int64_t begin = (item - first_chunk[t]) * kAccumulateChunk;
+        const RowList chunk{lists + t * n_rows + begin, std::min(kAccumulateChunk, counts[t] - begin)};
+        executor.kernels.accumulate_chunk(job, t, chunk, partials + item * cols);
+    });
+    const int64_t n_blocks = divide_up(cols, kCombineCols);
+    run_items(executor, job.n_tokens * n_blocks, (n_chunks + 1) * cols <= kInlineProducts, [&](int64_t item, int) {
+        const int64_t t = item / n_blocks, begin = item % n_blocks * kCombineCols;
+        executor.kernels.combine_partials(
+            job, t, partials + first_chunk[t] * cols, first_chunk[t + 1] - first_chunk[t], begin,
+            std::min(begin + kCombineCols, cols));
+    });
+    return total;
+}
+
+int64_t accumulate_by_strips(const AccumulateJob& job, Executor& executor, bool inline_all) {
+    const int64_t n_strips = divide_up(job.matrix.cols, kStripCols);
+    const int64_t n_blocks = divide_up(job.n_tokens, kStripTokens);
+    std::atomic<int64_t> total{0};
+    run_items(executor, n_strips * n_blocks, inline_all, [&](int64_t item, int) {
+        const int64_t col = item % n_strips * kStripCols, token = item / n_strips * kStripTokens;
+        const StripTile tile{col, std::min(col + kStripCols, job.matrix.cols), token,
+                             std::min(token + kStripTokens, job.n_tokens)};
+        total.fetch_add(executor.kernels.accumulate_strip(job, tile), std::memory_order_relaxed);
+    });
+    return total.load();
+}
+
+}  // namespace
+
+int64_t linear(const LinearJob& job, Executor& executor) {
+    const std::lock_guard lock(executor.busy);
+    const WeightMatrix& m = job.matrix;
+    const bool inline_all = m.rows * m.cols * job.n_tokens <= kInlineProducts;
+    const int64_t item_rows = inline_all ? std::max<int64_t>(m.rows, 1) : rows_per_item(m);
+    const int64_t n_row_items = divide_up(m.rows, item_rows);
+    std::atomic<int64_t> total{0};
+    // Row items vary fastest, so that threads stream neighbouring rows.
+    run_items(executor, n_row_items * divide_up(job.n_tokens, kTokenBlock), inline_all, [&](int64_t item, int) {
+        const int64_t row = item % n_row_items * item_rows, token = item / n_row_items * kTokenBlock;
+        const ProductTile tile{row, std::min(row + item_rows, m.rows), token,
+                               std::min(token + kTokenBlock, job.n_tokens)};
+        total.fetch_add(executor.kernels.linear_tile(job, tile), std::memory_order_relaxed);
+    });
+    return total.load();
+}
+
+int64_t accumulate_rows(const AccumulateJob& job, Executor& executor) {
+    const std::lock_guard lock(executor.busy);
+    const bool inline_all = job.matrix.rows * job.matrix.cols * job.n_tokens <= kInlineProducts;
+    if (job.n_tokens <= kChunkScheduleTokens) return accumulate_by_chunks(job, executor, inline_all);
+    return accumulate_by_strips(job, executor, inline_all);
+}
+
+void rows(const RowsJob& job, Executor& executor) {
+    const std::lock_guard lock(executor.busy);
+    const int64_t item_rows = rows_per_item(job.matrix);
+    run_items(
+        executor, divide_up(job.n, item_rows), job.n * job.matrix.cols <= kInlineProducts, [&](int64_t item, int) {
+            executor.kernels.rows(job, item * item_rows, std::min((item + 1) * item_rows, job.n));
+        });
+}
+
+void norm(const NormJob& job, Executor& executor) {
+    const std::lock_guard lock(executor.busy);
+    run_items(executor, job.n_tokens, job.n_tokens * job.n <= kInlineProducts, [&](int64_t token, int) {
+        executor.kernels.norm(job, token);
+    });
+}
+
+void rope(const RopeJob& job, Executor& executor) {
+    const std::lock_guard lock(executor.busy);
+    const bool inline_all = job.n_tokens * job.n_head * job.head_dim <= kInlineProducts;
+    run_items(executor, job.n_tokens, inline_all, [&](int64_t token, int) { executor.kernels.rope(job, token); });
+}
+
+void attention(const AttentionJob& job, Executor& executor) {
+    const std::lock_guard lock(executor.busy);
+    int64_t n_positions = 0, products = 0;
+    for (int64_t t = 0; t < job.n_tokens; t++) {
+        n_positions = std::max(n_positions, job.positions[t] + 1);
+        products += (job.positions[t] + 1) * job.n_head * (job.head_dim + job.head_dim_v);
+    }
+    const bool inline_all = products <= kInlineProducts;
+    // All is stored before anything is read. An item is a key head, its tokens in order: were two tokens to share a
+    // place, the last would win for any number of threads.
+    const bool inline_store = job.n_tokens * job.n_head_kv * (job.head_dim + job.head_dim_v) <= kInlineProducts;
+    run_items(executor, job.n_head_kv, inline_store, [&](int64_t head_kv, int) {
+        executor.kernels.attention_store(job, head_kv);
+    });
+    const int64_t item_scores = divide_up(job.n_head / job.n_head_kv * n_positions, 64) * 64;
+    float* scores = executor.scores.reserve(item_scores * executor.pool.n_threads());
+    // The last token of a prompt sees the most positions: the longest items go first.
+    run_items(executor, job.n_tokens * job.n_head_kv, inline_all, [&](int64_t item, int thread) {
+        executor.kernels.attention_item(
+            job, job.n_tokens - 1 - item / job.n_head_kv, item % job.n_head_kv, scores + thread * item_scores);
+    });
+}
+
+}  // namespace powerinfer

@@ -1,0 +1,95 @@
+#include "thread_pool.hpp"
+
+#include <chrono>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace powerinfer {
+
+namespace {
+
+// Between two operations of a token the interpreter needs 5 to 20 us; waking a sleeper costs about as much again.
+// So a thread stays awake that long and no longer: between tokens it sleeps.
+constexpr auto kSpin = std::chrono::microseconds(50);
+
+void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Busy-waits until `done` or until the time is up; returns whether it is done.
+template <typename Condition>
+bool spin(const Condition& done) {
+    const auto end = std::chrono::steady_clock::now() + kSpin;
+    do {
+        for (int i = 0; i < 32; i++) {
+            if (done()) return true;
+            pause();
+        }
+    } while (std::chrono::steady_clock::now() < end);
+    return done();
+}
+
+}  // namespace
+
+// With more threads than cores a spinning thread would hold the core that the working one needs.
+ThreadPool::ThreadPool(int n_threads)
+    : n_threads_(n_threads), may_spin_(n_threads <= static_cast<int>(std::thread::hardware_concurrency())) {
+    for (int i = 1; i < n_threads; i++) workers_.emplace_back([this, i] { work(i); });
+}
+
+ThreadPool::~ThreadPool() {
+    stopping_.store(true);
+    epoch_.fetch_add(1);
+    epoch_.notify_all();
+    for (auto& worker : workers_) worker.join();
+}
+
+void ThreadPool::run(int64_t n_items, ItemFunction function, void* context) {
+    if (n_items <= 1 || n_threads_ == 1) {
+        for (int64_t i = 0; i < n_items; i++) function(context, i, 0);
+        return;
+    }
+    n_items_ = n_items;
+    function_ = function;
+    context_ = context;
+    next_item_.store(0);
+    open_.store(true);
+    epoch_.fetch_add(1);
+    epoch_.notify_all();
+    take_items(0);
+    // All items are taken. Closing before looking at active_ is what makes the fields above safe to overwrite: a worker
+    // raises active_ first and looks at open_ second (both sequentially consistent), so either it is seen here and
+    // waited for, or it sees the job closed and reads nothing.
+    open_.store(false);
+    const auto idle = [this] { return active_.load() == 0; };
+    if (may_spin_ && spin(idle)) return;
+    for (uint32_t n = active_.load(); n != 0; n = active_.load()) active_.wait(n);
+}
+
+void ThreadPool::take_items(int thread) {
+    const int64_t n = n_items_;
+    for (int64_t i = next_item_.fetch_add(1); i < n; i = next_item_.fetch_add(1)) function_(context_, i, thread);
+}
+
+bool ThreadPool::await_job(uint32_t seen) {
+    const auto changed = [this, seen] { return epoch_.load() != seen; };
+    if (!(may_spin_ && spin(changed))) epoch_.wait(seen);
+    return !stopping_.load();
+}
+
+void ThreadPool::work(int thread) {
+    uint32_t seen = 0;
+    while (await_job(seen)) {
+        seen = epoch_.load();
+        active_.fetch_add(1);
+        if (open_.load()) take_items(thread);
+        if (active_.fetch_sub(1) == 1) active_.notify_all();
+    }
+}
+
+}  // namespace powerinfer

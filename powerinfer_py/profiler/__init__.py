@@ -1,0 +1,1 @@
+"""Activation statistics: how often each neuron fires."""

@@ -1,0 +1,125 @@
+"""The cut of the package: imports point one way, importing is cheap, the wheel holds the package alone."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "powerinfer_py"
+# Lower ranks know nothing of higher ones; parts of one rank do not know each other.
+RANKS = [
+    {"errors", "config", "env"},
+    {"gguf", "tensor_files"},
+    {"tokenizer", "convert", "placement"},
+    {"kernels"},
+    {"models"},
+    {"runtime"},
+    {"generation"},
+    {"profiler", "predictor"},
+    {"cli", "server"},
+]
+RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
+# Within the lowest rank the options raise the errors, and the environment's values are checked like options.
+ALLOWED_BESIDE = {("config", "errors"), ("env", "errors"), ("tensor_files", "gguf")}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """First component below `powerinfer_py` of everything a file imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            own = node.module == "powerinfer_py"
+            names = [f"powerinfer_py.{alias.name}" for alias in node.names] if own else [node.module]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "powerinfer_py" and len(parts) > 1:
+                yield parts[1]
+
+
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if part == "__init__":
+            continue
+        for imported in imports(path):
+            if imported in ("__version__", part) or (part, imported) in ALLOWED_BESIDE:
+                continue
+            if imported == "_native":
+                if part != "kernels":
+                    wrong.append(f"{path.name} imports _native")
+            elif RANK[imported] >= RANK[part]:
+                wrong.append(f"{path.relative_to(ROOT)} imports {imported}")
+    assert not wrong
+
+
+def test_every_part_has_a_rank() -> None:
+    parts = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert parts - {"__init__", "__pycache__", "csrc"} <= set(RANK)
+
+
+def test_only_env_reads_the_environment() -> None:
+    readers = [p for p in PACKAGE.rglob("*.py") if "os.environ" in p.read_text() or "os.getenv" in p.read_text()]
+    assert [path.name for path in readers] == ["env.py"]
+
+
+def test_workbench_folders_are_no_packages() -> None:
+    for folder in ("predictors", "profiling", "tools"):
+        assert (ROOT / folder / "README.md").is_file()
+        assert not list((ROOT / folder).rglob("__init__.py"))
+        for script in (ROOT / folder).glob("*.py"):
+            assert script.stem not in sys.stdlib_module_names
+            assert "_" in script.stem, "scripts are named verb_object"
+
+
+def test_package_never_imports_the_workbench() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] not in ("predictors", "profiling", "tools", "tests")
+
+
+def test_import_is_cheap() -> None:
+    """Without torch, and in well under 0.3 s; the best of five, since other processes share the machine."""
+    code = (
+        "import time; t = time.perf_counter(); import powerinfer_py; powerinfer_py.SamplingParams;"
+        "e = time.perf_counter() - t; import sys; print(e, 'torch' in sys.modules)"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
+    outputs = [run.stdout.split() for run in runs]
+    assert all(has_torch == "False" for _, has_torch in outputs)
+    assert min(float(seconds) for seconds, _ in outputs) < 0.3
+
+
+@pytest.mark.timeout(300)
+def test_wheel_holds_the_package_alone(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(ROOT),
+    ]
+    # A build folder of its own: the checkout's belongs to the installed extension.
+    command += ["-C", f"build-dir={tmp_path / 'build'}"]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PIP_NO_INDEX": "1"})
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    top = {name.split("/")[0] for name in names}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"powerinfer_py"}
+    assert any(name.startswith("powerinfer_py/_native") and name.endswith(".so") for name in names)
+    assert "powerinfer_py/_native.pyi" in names
+    assert "powerinfer_py/py.typed" in names
+    assert not any(name.startswith("powerinfer_py/csrc") for name in names)
