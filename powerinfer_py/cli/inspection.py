@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from powerinfer_py.cli.gpu_index_inspection import GpuIndexReport, inspect_gpu_index
-from powerinfer_py.gguf import GGUFFile, MetadataEntry, TensorInfo, fingerprint, keys, open_gguf
+from powerinfer_py.gguf import GGUFFile, MetadataEntry, TensorInfo, ValueType, fingerprint, keys, open_gguf
 from powerinfer_py.models.registry import ARCHITECTURES
 
 # Longer arrays and strings are shown by their first elements.
@@ -131,7 +133,7 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
             name=file.get_str(keys.NAME),
             activation=activation,
             activation_source=source,
-            sparse_threshold=None if threshold is None else _finite(threshold),
+            sparse_threshold=None if threshold is None else _shown(threshold, ValueType.FLOAT32),
             n_weights=sum(info.n_weights for info in file.tensors.values()),
             hyperparameters=_hyperparameters(file, architecture),
             tokenizer=_tokenizer(file),
@@ -209,20 +211,20 @@ def _shares(file: GGUFFile, name_of: Callable[[TensorInfo], str]) -> list[Share]
 def _metadata_line(entry: MetadataEntry) -> MetadataLine:
     value: Any = entry.value
     if entry.element_type is not None:
-        elements = [_finite(element) for element in _as_python(value[:SHOWN_ELEMENTS])]
-        return MetadataLine(entry.key, entry.type_name, len(value), elements)
+        first = value[:SHOWN_ELEMENTS]
+        elements = first if isinstance(first, list) else first.tolist()
+        shown = [_shown(element, entry.element_type) for element in elements]
+        return MetadataLine(entry.key, entry.type_name, len(value), shown)
     length = len(value) if isinstance(value, str) else None
-    return MetadataLine(entry.key, entry.type_name, length, _finite(value))
+    return MetadataLine(entry.key, entry.type_name, length, _shown(value, entry.type))
 
 
-def _as_python(elements: Any) -> list[Any]:
-    return elements if isinstance(elements, list) else list(elements.tolist())
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN or infinity, so those become words; long strings are cut."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+def _shown(value: Any, value_type: ValueType) -> Any:
+    """Strings cut; NaN and infinity, unknown to JSON, as words; a FLOAT32 as its shortest exact decimal."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return str(value)
+        return float(str(np.float32(value))) if value_type is ValueType.FLOAT32 else value
     return value[:SHOWN_CHARACTERS] if isinstance(value, str) else value
 
 

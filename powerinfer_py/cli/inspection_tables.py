@@ -26,6 +26,7 @@ def print_inspection(inspection: Inspection, *, tensors: bool) -> None:
         _print_gpu_index(console, inspection.gpu_index)
     if inspection.types:
         console.print(_share_table("Tensor types", inspection.types))
+    if inspection.types and inspection.gpu_index is None:
         console.print(_share_table("Parts of the model", inspection.parts))
     if inspection.metadata:
         rows = ((line.key, line.type, _shown(line)) for line in inspection.metadata)

@@ -56,7 +56,9 @@ def _run(args: argparse.Namespace, signals: Signals) -> int:
         print_model(llm, args, params.seed or 0)
         _generate(llm, model, prompts, params, args, signals)
         print_timings(llm)
-    return signals.exit_code or 0
+    # An answer that was interrupted is an ordinary event of a conversation.
+    interrupted = signals.exit_code is not None and (signals.terminated or not is_interactive(args))
+    return signals.exit_code or 0 if interrupted else 0
 
 
 def _generate(

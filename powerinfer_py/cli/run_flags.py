@@ -97,7 +97,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "FILE",
             nonempty_text,
         ),
-        Flag(("-e", "--escape"), r"\n \r \t \' \" \\ \xHH mean that character in prompts, prefixes and stop strings"),
+        Flag(("-e", "--escape"), r"\n, \t, \xHH and so on mean that character in prompts, inputs and stop strings"),
         Flag(("--parse-special",), "text that spells a control token in a prompt becomes that token", Origin.ADDED),
         Flag(("--verbose-prompt",), "list the tokens of each prompt on standard error"),
     ),
@@ -224,7 +224,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "converse: a chat where the file has a chat template, else as --reverse-prompt says",
             Origin.CHANGED,
         ),
-        Flag(("--interactive-first",), "interactive, and wait for input before generating"),
+        Flag(("--interactive-first",), "interactive; a plain dialogue begins with your input"),
         Flag(("--system",), "system message of the chat", Origin.ADDED, "TEXT", nonempty_text),
         Flag(
             ("-r", "--reverse-prompt"),

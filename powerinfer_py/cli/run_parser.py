@@ -106,7 +106,7 @@ def _normalise(parser: OneLineParser, argv: Sequence[str]) -> list[str]:
         if flag is None:
             result.append(argument)
         elif equals or flag.metavar is None:
-            result.append(f"{flag.long_name}{equals}{value}")
+            result.append(_checked(parser, flag, f"{flag.long_name}{equals}{value}"))
         else:
             result.append(_joined(parser, flag, next(rest, None), known))
     return result
@@ -120,4 +120,10 @@ def _joined(parser: OneLineParser, flag: Flag, value: str | None, known: dict[st
         parser.error(
             f"argument {names}: expected a value before {value}; write {flag.long_name}={value} to mean that text"
         )
-    return f"{flag.long_name}={value}"
+    return _checked(parser, flag, f"{flag.long_name}={value}")
+
+
+def _checked(parser: OneLineParser, flag: Flag, joined: str) -> str:
+    if joined == f"{flag.long_name}=--":
+        parser.error(f"argument {'/'.join(flag.names)}: the value cannot be -- alone")  # argparse would drop it
+    return joined

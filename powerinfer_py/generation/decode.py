@@ -85,7 +85,7 @@ class DecodeLoop:
         n_cached = min(n_cached, len(prompt.token_ids) - 1)
         slot = source if source in free else min(free, key=lambda s: len(cache.tokens[s]))
         cache.copy_prefix(source, slot, n_cached)
-        sequence = Sequence(prompt, prompt.first_index, slot, self._tokenizer, self._engine.config.n_vocab)
+        sequence = Sequence(prompt, prompt.first_index, slot, self._tokenizer)
         sequence.pending = list(prompt.token_ids[n_cached:])
         self._stats.cached_tokens += n_cached
         self._live.append(sequence)
@@ -146,7 +146,7 @@ class DecodeLoop:
             if not free:
                 self._waiting.appendleft(replace(prompt, first_index=index))
                 break
-            fork = Sequence(prompt, index, free[0], self._tokenizer, self._engine.config.n_vocab)
+            fork = Sequence(prompt, index, free[0], self._tokenizer)
             self._engine.cache.copy_prefix(leader.slot, fork.slot, len(prompt.token_ids))
             self._live.append(fork)
             forks.append(fork)
@@ -178,6 +178,6 @@ class DecodeLoop:
         self._waiting.clear()
         for prompt in unstarted:
             for index in range(prompt.first_index, prompt.params.n):
-                empty = Sequence(prompt, index, 0, self._tokenizer, self._engine.config.n_vocab)
+                empty = Sequence(prompt, index, 0, self._tokenizer)
                 empty.finish(FinishReason.CANCELLED)
                 self.completions.append(empty.completion())

@@ -37,7 +37,7 @@ class Sequence:
     sampled last.
     """
 
-    def __init__(self, prompt: Prompt, index: int, slot: int, tokenizer: Tokenizer, n_vocab: int) -> None:
+    def __init__(self, prompt: Prompt, index: int, slot: int, tokenizer: Tokenizer) -> None:
         self.prompt = prompt
         self.index = index
         self.slot = slot
@@ -49,7 +49,7 @@ class Sequence:
         self._tokenizer = tokenizer
         params = prompt.params
         banned = sorted(tokenizer.end_ids) if params.ignore_eos else []
-        self._sampler = Sampler(params, n_vocab, self.seed, banned)
+        self._sampler = Sampler(params, tokenizer.n_vocab, self.seed, banned)
         self._sampler.prime(prompt.token_ids)
         self._stream = tokenizer.stream()
         self._stops = StopMatcher(params.stop)
@@ -63,11 +63,13 @@ class Sequence:
     def take(self, logits: Logits, room: int) -> str:
         """Samples the next token from logits (n_vocab) and returns the text that is now certain.
 
+        Rows of the head beyond the vocabulary are padding and never sampled.
         room: tokens the context can still take; the sampled one ends the sequence if it finds none.
         """
         params = self.prompt.params
         if params.max_tokens == 0:
             return self.finish(FinishReason.LENGTH)
+        logits = logits[: self._tokenizer.n_vocab]
         token = self._sampler.sample(logits)
         self._sampler.accept(token)
         self.generated.append(token)

@@ -17,7 +17,10 @@ def fingerprint(file: GGUFFile) -> str:
 
     For each file of it in order: the bytes before its data section, padding included; its size as a little-endian u64;
     then, tensor by tensor in file order, the first and the last 4 KiB (of a smaller tensor: all of it, twice).
+    Raises ValueError for a closed file.
     """
+    if not file.shards:
+        raise ValueError(f"{file.path}: the file is closed")
     digest = hashlib.sha256()
     for shard in file.shards:
         digest.update(shard.map[: shard.data_offset])

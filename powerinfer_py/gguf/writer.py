@@ -103,13 +103,11 @@ class GGUFWriter:
 
         Chunks are bytes or C-contiguous arrays, whose bytes are taken as they lie.
         """
-        if self._pending is None:
-            self._begin_data()
-        assert self._pending is not None
-        if not self._pending or self._pending[-1] != name:
-            expected = self._pending[-1] if self._pending else "no further tensor"
+        pending = self._begin_data()
+        if not pending or pending[-1] != name:
+            expected = pending[-1] if pending else "no further tensor"
             raise ValueError(f"data of tensor {name}, expected {expected}")
-        self._pending.pop()
+        pending.pop()
         try:
             self._write_data(name, data)
         except BaseException:
@@ -119,11 +117,10 @@ class GGUFWriter:
 
     def finish(self) -> None:
         """Completes the file: checks that nothing is missing, syncs, renames. ValueError where a tensor is missing."""
-        if self._pending is None:
-            self._begin_data()
-        if self._pending:
+        pending = self._begin_data()
+        if pending:
             self.abort()
-            raise ValueError(f"no data for {len(self._pending)} tensors, the next is {self._pending[-1]}")
+            raise ValueError(f"no data for {len(pending)} tensors, the next is {pending[-1]}")
         self._output.commit()
 
     def abort(self) -> None:
@@ -158,9 +155,12 @@ class GGUFWriter:
         if self._pending is not None:
             raise ValueError("keys and tensors must be declared before the first data is written")
 
-    def _begin_data(self) -> None:
-        self._pending = list(reversed(self._tensors))
-        self._output.write(memoryview(b"".join(self._header())))
+    def _begin_data(self) -> list[str]:
+        """Writes the header unless that is done; returns the tensors without data, the next one last."""
+        if self._pending is None:
+            self._pending = list(reversed(self._tensors))
+            self._output.write(memoryview(b"".join(self._header())))
+        return self._pending
 
     def _header(self) -> Iterator[bytes]:
         parts = [self.magic.encode(), struct.pack("<IQQ", VERSION, len(self._tensors), len(self._values))]

@@ -77,11 +77,11 @@ class FileWeights:
         info = self._checked(name, (n,))
         return torch.from_numpy(dequantize(self._file.tensor_data(name), info.ggml_type, 1, n).reshape(n).copy())
 
-    def refuse_unused(self, layers: range) -> None:
-        """Raises UnsupportedError where the file has tensors, outside other engines' layers, that the graph lacks."""
+    def refuse_unused(self, layers: range, n_layer: int) -> None:
+        """Raises UnsupportedError for a tensor that the graph lacks; those of the model's other layers are not judged."""
         for name in self._file.tensors:
             layer = _LAYER.match(name)
-            elsewhere = layer is not None and int(layer[1]) not in layers
+            elsewhere = layer is not None and int(layer[1]) < n_layer and int(layer[1]) not in layers
             if name not in self._asked and not elsewhere and not _IGNORED.fullmatch(name):
                 raise UnsupportedError(f"the file has a tensor {name} that this architecture's graph does not use")
 

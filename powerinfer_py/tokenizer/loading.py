@@ -29,9 +29,8 @@ def load_tokenizer(metadata: Mapping[str, object]) -> Tokenizer:
         raise UnsupportedError(f"tokenizer of kind {printable(repr(kind), 60)}; supported are {', '.join(KINDS)}")
     vocabulary = read_vocabulary(metadata)
     if kind == "gpt2":
-        return ByteLevelBPETokenizer(
-            vocabulary, choose_pre_tokenizer(metadata.get(PREFIX + "pre"), vocabulary.merges or ())
-        )
+        rule = choose_pre_tokenizer(metadata.get(PREFIX + "pre"), vocabulary.merges or ())
+        return ByteLevelBPETokenizer(vocabulary, rule)
     charsmap = metadata.get(PREFIX + "precompiled_charsmap")
     if charsmap is not None and np.size(charsmap):  # type: ignore[arg-type]
         raise UnsupportedError(f"{PREFIX}precompiled_charsmap: text normalisation by a table is not supported")

@@ -77,6 +77,4 @@ def choose_pre_tokenizer(name: object, merges: Sequence[str]) -> PreTokenizer:
     if isinstance(name, str) and name in PRE_TOKENIZERS:
         return PRE_TOKENIZERS[name]
     known = ", ".join(sorted(PRE_TOKENIZERS))
-    raise UnsupportedError(
-        f"unknown pre-tokenizer {printable(repr(name), 60)} in tokenizer.ggml.pre; known are {known}"
-    )
+    raise UnsupportedError(f"pre-tokenizer {printable(repr(name), 60)} in tokenizer.ggml.pre; supported are {known}")

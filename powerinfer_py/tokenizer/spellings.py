@@ -22,7 +22,7 @@ class SpellingMatcher:
         self._first = re.compile("[" + "".join(map(re.escape, self._lengths)) + "]") if tokens else None
 
     def split(self, text: str) -> list[str | int]:
-        """`text` as non-empty stretches of plain text (str) and the ids of the special tokens between them, in order."""
+        """Non-empty stretches of plain text (str) and the ids of the special tokens between them, in order."""
         parts: list[str | int] = []
         done = start = 0
         while self._first is not None and (found := self._first.search(text, start)) is not None:

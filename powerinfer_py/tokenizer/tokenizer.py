@@ -71,7 +71,7 @@ class Tokenizer(ABC):
     def encode_parts(
         self, parts: Iterable[str | int], *, add_bos: bool | None = None, add_eos: bool | None = None
     ) -> list[int]:
-        """Token ids of a text given as plain stretches (str) and ready ids (int); neighbouring stretches are one text."""
+        """Ids of a text given as plain stretches (str) and ready ids (int). Stretches side by side are one text."""
         ids: list[int] = []
         plain: list[str] = []
         for part in [*parts, None]:
@@ -104,7 +104,7 @@ class Tokenizer(ABC):
         return "".join([*map(stream.push, ids), stream.flush()])
 
     def stream(self, *, first: bool = False, skip_special: bool = True) -> TextStream:
-        """Incremental `decode`. By default it continues a text: joined, its pieces are what `decode` adds to the prompt.
+        """Incremental `decode`. By default it continues a text: its pieces are what `decode` adds to the prompt.
 
         first: the stream starts a text, see `TextStream`.
         """

@@ -18,7 +18,8 @@ from powerinfer_py.errors import TokenizerError, printable
 PREFIX = "tokenizer.ggml."
 MAX_TOKENS = 1 << 24
 
-# Tokens that end a generation by their spelling: files name only one of them as eos, chat models end a turn with others.
+# Control tokens that end a generation by their spelling: a file names one of them as eos, chat models end a turn with
+# others. The last is written with U+FF5C and U+2581.
 END_SPELLINGS = frozenset(
     {
         "<|eot_id|>",
@@ -33,7 +34,7 @@ END_SPELLINGS = frozenset(
         "<EOT>",
         "_<EOT>",
         "<end_of_utterance>",
-        "<｜end▁of▁sentence｜>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
     }
 )
 

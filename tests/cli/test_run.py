@@ -94,8 +94,8 @@ def test_prompts_from_standard_input_and_files(runner: Runner, tmp_path: Path) -
 
 def test_a_prompt_may_begin_with_a_dash(runner: Runner) -> None:
     llm = FakeLLM()
-    runner(llm, "-p", "- eggs", "--prompt=-n", "-p", "--", "--", "-x")
-    assert llm.prompts == [ids("- eggs"), ids("-n"), ids("--"), ids("-x")]
+    runner(llm, "-p", "- eggs", "--prompt=-n", "-p", "---", "--", "-x")
+    assert llm.prompts == [ids("- eggs"), ids("-n"), ids("---"), ids("-x")]
 
 
 def test_escapes_only_with_their_flag(runner: Runner) -> None:

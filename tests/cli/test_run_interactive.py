@@ -54,7 +54,7 @@ def test_exit_leaves_and_clear_forgets(runner: Runner) -> None:
 def test_lines_are_joined_by_a_backslash(runner: Runner) -> None:
     llm = chat_llm()
     runner(llm, "-i", stdin=b"a\\\nb\nc\\\n")
-    assert [roles(chat)[-1][1] for chat in llm.chats] == ["a\nb", "c\n"]
+    assert [roles(chat)[-1][1] for chat in llm.chats] == ["a\nb", "c"]
 
 
 def test_multiline_input_ends_with_a_backslash(runner: Runner) -> None:

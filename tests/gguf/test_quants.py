@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
@@ -10,24 +12,75 @@ from gguf.quants import quantize
 from powerinfer_py.gguf import BLOCK_LAYOUTS, WEIGHT_TYPES, GGMLType, dequantize, dequantize_rows, row_bytes
 
 ROWS, COLS = 5, 512
-QUANTISABLE = [t for t in WEIGHT_TYPES if t.name[0] != "Q" or "K" not in t.name]
+# The gguf package quantises to these; it only reads the K-quants.
+QUANTISABLE = [t for t in WEIGHT_TYPES if not t.name.endswith("_K")]
+
+
+# Where in a block its float16 scales (and minima) lie.
+SCALE_PLACES = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+}
 
 
 def random_blocks(ggml_type: GGMLType, rows: int, cols: int, seed: int = 0) -> np.ndarray:
-    """Random bytes with the exponent of every 16-bit scale kept small, so that no value is infinite or NaN."""
+    """Random bytes, but scales below 2, so that no value is infinite or NaN."""
     rng = np.random.default_rng(seed)
-    if ggml_type.name in ("F32", "F16", "BF16"):
-        return (
-            quantize(rng.standard_normal((rows, cols), np.float32), GGMLQuantizationType(int(ggml_type)))
-            .view(np.uint8)
-            .reshape(-1)
-        )
-    data = rng.integers(0, 256, (rows * cols // BLOCK_LAYOUTS[ggml_type].n_weights, BLOCK_LAYOUTS[ggml_type].n_bytes))
-    for place in {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q8_0": (0,)}.get(ggml_type.name, (0, 2)):
-        if place == 2 and ggml_type.name in ("Q4_0", "Q5_0"):
-            continue
+    if ggml_type.name not in SCALE_PLACES:
+        values = quantize(rng.standard_normal((rows, cols), np.float32), GGMLQuantizationType(int(ggml_type)))
+        return np.frombuffer(values.tobytes(), np.uint8)
+    layout = BLOCK_LAYOUTS[ggml_type]
+    data = rng.integers(0, 256, (rows * cols // layout.n_weights, layout.n_bytes)).astype(np.uint8)
+    for place in SCALE_PLACES[ggml_type.name]:
         data[:, place + 1] &= 0x3F
-    return data.astype(np.uint8).reshape(-1)
+    return data.reshape(-1)
+
+
+def half(block: bytes, place: int) -> float:
+    return float(np.frombuffer(block[place : place + 2], "<f2")[0])
+
+
+def q6_k_by_hand(block: bytes) -> list[float]:
+    """128 low nibbles, 64 bytes of upper bit pairs, 16 signed scales, d; scales serve 16 weights each."""
+    scales = np.frombuffer(block[192:208], np.int8).tolist()
+    values = []
+    for i in range(256):
+        part, quarter, lane = i // 128, i % 128 // 32, i % 32
+        low = block[64 * part + 32 * (quarter % 2) + lane] >> (4 * (quarter // 2)) & 15
+        high = block[128 + 32 * part + lane] >> (2 * quarter) & 3
+        values.append(half(block, 208) * scales[i // 16] * ((low | high << 4) - 32))
+    return values
+
+
+def q4_k_by_hand(block: bytes) -> list[float]:
+    """d, dmin, eight 6-bit scales and minima in 12 bytes, then nibbles: a group of 32 weights has one of each."""
+    packed, values = block[4:16], []
+    for i in range(256):
+        group = i // 32
+        if group < 4:
+            scale, minimum = packed[group] & 63, packed[group + 4] & 63
+        else:
+            scale = packed[group + 4] & 15 | packed[group - 4] >> 6 << 4
+            minimum = packed[group + 4] >> 4 | packed[group] >> 6 << 4
+        nibble = block[16 + 32 * (group // 2) + i % 32] >> (4 * (group % 2)) & 15
+        values.append(half(block, 0) * scale * nibble - half(block, 2) * minimum)
+    return values
+
+
+@pytest.mark.parametrize(("ggml_type", "by_hand"), [(GGMLType.Q6_K, q6_k_by_hand), (GGMLType.Q4_K, q4_k_by_hand)])
+def test_k_quants_by_hand(ggml_type: GGMLType, by_hand: Callable[[bytes], list[float]]) -> None:
+    data = random_blocks(ggml_type, 1, 512)
+    n_block = BLOCK_LAYOUTS[ggml_type].n_bytes
+    expected = by_hand(data[:n_block].tobytes()) + by_hand(data[n_block:].tobytes())
+    np.testing.assert_allclose(dequantize(data, ggml_type, 1, 512)[0], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("ggml_type", QUANTISABLE, ids=lambda t: t.name)

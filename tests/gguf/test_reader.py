@@ -147,6 +147,8 @@ def test_views_are_read_only_and_outlive_the_file(small: GGUFFile) -> None:
     assert view.tobytes() == expected
     with pytest.raises(ValueError, match="closed"):
         small.tensor_data("output.weight")
+    with pytest.raises(ValueError, match="closed"):
+        fingerprint(small)
 
 
 def test_fingerprint_is_what_it_says(small: GGUFFile) -> None:

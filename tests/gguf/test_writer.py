@@ -231,6 +231,14 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to a read-only folder")
+def test_a_read_only_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with pytest.raises(PowerInferError, match="cannot write: Permission denied"):
+        GGUFWriter(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
 LIMITED = """
 import resource, signal, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -1,0 +1,92 @@
+"""Types of the native extension (csrc/bindings.cpp).
+
+Tensors are passed as addresses of contiguous memory: float32 unless said otherwise, 0 for an optional one that is
+absent. Dtype, shape and contiguity are the caller's to check (kernels/cpu.py does); the extension refuses null addresses,
+sizes that make no sense (ValueError) and indices out of range (IndexError). Every call releases the GIL.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+def available_isas() -> list[str]:
+    """Instruction sets this CPU can run, best last; `scalar` is always among them."""
+
+class Matrix:
+    """Weights in the layout of a file's type; keeps `data` alive and reads it in place."""
+
+    def __init__(self, data: npt.NDArray[np.uint8], type_id: int, rows: int, cols: int) -> None:
+        """`data`: rows * row_bytes, one dimension, may be read-only. Raises ValueError for another size or type."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+
+class CpuKernels:
+    """One set of kernels and the threads it owns. Calls from several threads take turns."""
+
+    def __init__(self, isa: str | None, threads: int) -> None:
+        """`isa` None: the best one. Raises ValueError for one this CPU lacks, and for threads outside 1 to 1024."""
+
+    @property
+    def isa(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    def linear(self, matrix: Matrix, x: int, n_tokens: int, mask: int, bias: int, y: int, /) -> int:
+        """x (n_tokens, cols), mask (n_tokens, rows; bool) or 0, bias (rows) or 0, y (n_tokens, rows).
+
+        Returns the number of products computed.
+        """
+
+    def accumulate_rows(
+        self, matrix: Matrix, coefficients: int, n_tokens: int, bias: int, all_rows: bool, y: int, /
+    ) -> int:
+        """coefficients (n_tokens, rows), bias (cols) or 0, y (n_tokens, cols). Returns the number of pairs added."""
+
+    def rows(self, matrix: Matrix, ids: int, n: int, y: int, /) -> None:
+        """ids (n; int64), y (n, cols)."""
+
+    def rms_norm(self, x: int, weight: int, n_tokens: int, n: int, eps: float, y: int, /) -> None:
+        """x, y (n_tokens, n), weight (n)."""
+
+    def layer_norm(self, x: int, weight: int, bias: int, n_tokens: int, n: int, eps: float, y: int, /) -> None:
+        """x, y (n_tokens, n), weight (n), bias (n) or 0."""
+
+    def rope(
+        self,
+        x: int,
+        positions: int,
+        cos: int,
+        sin: int,
+        n_tokens: int,
+        n_head: int,
+        head_dim: int,
+        n_rot: int,
+        n_ctx: int,
+        halves: bool,
+        y: int,
+        /,
+    ) -> None:
+        """x, y (n_tokens, n_head, head_dim), positions (n_tokens; int64), cos and sin (n_ctx, n_rot / 2)."""
+
+    def attention(
+        self,
+        q: int,
+        k: int,
+        v: int,
+        k_cache: int,
+        v_cache: int,
+        slots: int,
+        positions: int,
+        n_tokens: int,
+        n_head: int,
+        n_head_kv: int,
+        n_slots: int,
+        n_ctx: int,
+        head_dim: int,
+        head_dim_v: int,
+        scale: float,
+        y: int,
+        /,
+    ) -> None:
+        """Arrays as `Kernels.attention` has them; caches float16, slots and positions int64."""

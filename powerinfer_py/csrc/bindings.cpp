@@ -1,0 +1,231 @@
+// Python's way in: checks arguments, fills a job on the stack, releases the GIL, runs. No arithmetic here.
+//
+// Tensors arrive as addresses. Converting a torch tensor through DLPack costs 2 us an argument, asking it for its address
+// 0.1 us; powerinfer_py/kernels/cpu.py has checked dtype, contiguity and shape, everything else is checked here.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "operations.hpp"
+
+namespace nb = nanobind;
+
+namespace powerinfer {
+
+namespace {
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+constexpr int kMaxThreads = 1024;
+
+struct BlockLayout {
+    WeightType type;
+    int64_t n_weights, n_bytes;
+};
+constexpr BlockLayout kLayouts[] = {
+    {WeightType::F32, 1, 4},      {WeightType::F16, 1, 2},      {WeightType::BF16, 1, 2},     {WeightType::Q4_0, 32, 18},
+    {WeightType::Q4_1, 32, 20},   {WeightType::Q5_0, 32, 22},   {WeightType::Q5_1, 32, 24},   {WeightType::Q8_0, 32, 34},
+    {WeightType::Q2_K, 256, 84},  {WeightType::Q3_K, 256, 110}, {WeightType::Q4_K, 256, 144}, {WeightType::Q5_K, 256, 176},
+    {WeightType::Q6_K, 256, 210},
+};
+
+[[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
+
+void require(bool condition, const char* message) {
+    if (!condition) refuse(message);
+}
+
+// An address as a pointer; null only where `n` elements are none.
+template <typename T>
+T* pointer(uintptr_t address, int64_t n, const char* name) {
+    if (address == 0 && n != 0) refuse(std::string(name) + " is null");
+    return reinterpret_cast<T*>(address);
+}
+
+void require_indices(const int64_t* ids, int64_t n, int64_t end, const char* name) {
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= end) {
+            const std::string message =
+                std::string(name) + " " + std::to_string(ids[i]) + " is not in [0, " + std::to_string(end) + ")";
+            throw nb::index_error(message.c_str());
+        }
+}
+
+class Matrix {
+public:
+    Matrix(Bytes data, int type_id, int64_t rows, int64_t cols) : data_(std::move(data)) {
+        const BlockLayout* layout = nullptr;
+        for (const BlockLayout& candidate : kLayouts)
+            if (static_cast<int>(candidate.type) == type_id) layout = &candidate;
+        if (!layout) refuse("no kernel computes with weight type " + std::to_string(type_id));
+        // The lists of accumulate_rows keep row numbers in 32 bits.
+        require(rows >= 0 && rows < (int64_t{1} << 31), "rows must be in [0, 2^31)");
+        require(cols >= 0 && cols < (int64_t{1} << 31), "cols must be in [0, 2^31)");
+        require(cols % layout->n_weights == 0, "cols is no multiple of the block of the weight type");
+        const int64_t row_bytes = cols / layout->n_weights * layout->n_bytes;
+        const uint64_t wanted = static_cast<uint64_t>(rows) * static_cast<uint64_t>(row_bytes);
+        if (data_.size() != wanted)
+            refuse("data has " + std::to_string(data_.size()) + " bytes, not " + std::to_string(wanted));
+        weights = {data_.data(), layout->type, rows, cols, row_bytes};
+    }
+
+    WeightMatrix weights;
+
+private:
+    Bytes data_;  // keeps the memory alive
+};
+
+class CpuKernels {
+public:
+    CpuKernels(const std::optional<std::string>& isa, int threads) : executor_(table(isa), checked(threads)) {}
+
+    std::string isa() const { return executor_.kernels.name; }
+    int threads() const { return executor_.pool.n_threads(); }
+
+    int64_t linear(const Matrix& m, uintptr_t x, int64_t n_tokens, uintptr_t mask, uintptr_t bias, uintptr_t y) {
+        const auto [rows, cols] = sizes(m, n_tokens);
+        const LinearJob job{m.weights, pointer<const float>(x, n_tokens * cols, "x"),
+                            reinterpret_cast<const float*>(bias), reinterpret_cast<const uint8_t*>(mask),
+                            pointer<float>(y, n_tokens * rows, "y"), n_tokens};
+        const nb::gil_scoped_release unlocked;
+        return powerinfer::linear(job, executor_);
+    }
+
+    int64_t accumulate_rows(
+        const Matrix& m, uintptr_t coefficients, int64_t n_tokens, uintptr_t bias, bool all_rows, uintptr_t y) {
+        const auto [rows, cols] = sizes(m, n_tokens);
+        const AccumulateJob job{m.weights, pointer<const float>(coefficients, n_tokens * rows, "coefficients"),
+                                reinterpret_cast<const float*>(bias), pointer<float>(y, n_tokens * cols, "y"),
+                                n_tokens, all_rows};
+        const nb::gil_scoped_release unlocked;
+        return powerinfer::accumulate_rows(job, executor_);
+    }
+
+    void rows(const Matrix& m, uintptr_t ids, int64_t n, uintptr_t y) {
+        const auto cols = sizes(m, n).second;
+        const RowsJob job{m.weights, pointer<const int64_t>(ids, n, "ids"), pointer<float>(y, n * cols, "y"), n};
+        require_indices(job.ids, n, m.weights.rows, "row");
+        const nb::gil_scoped_release unlocked;
+        powerinfer::rows(job, executor_);
+    }
+
+    void rms_norm(uintptr_t x, uintptr_t weight, int64_t n_tokens, int64_t n, float eps, uintptr_t y) {
+        norm({reinterpret_cast<const float*>(x), reinterpret_cast<const float*>(weight), nullptr,
+              reinterpret_cast<float*>(y), n_tokens, n, eps, false});
+    }
+
+    void layer_norm(
+        uintptr_t x, uintptr_t weight, uintptr_t bias, int64_t n_tokens, int64_t n, float eps, uintptr_t y) {
+        norm({reinterpret_cast<const float*>(x), reinterpret_cast<const float*>(weight),
+              reinterpret_cast<const float*>(bias), reinterpret_cast<float*>(y), n_tokens, n, eps, true});
+    }
+
+    void rope(uintptr_t x, uintptr_t positions, uintptr_t cos, uintptr_t sin, int64_t n_tokens, int64_t n_head,
+              int64_t head_dim, int64_t n_rot, int64_t n_ctx, bool halves, uintptr_t y) {
+        require(n_tokens >= 0 && n_head >= 0 && head_dim >= 0 && n_rot >= 0 && n_ctx >= 0, "a size is negative");
+        require(n_rot % 2 == 0 && n_rot <= head_dim, "n_rot must be even and at most head_dim");
+        const int64_t n = n_tokens * n_head * head_dim;
+        const RopeJob job{pointer<const float>(x, n, "x"),
+                          pointer<const int64_t>(positions, n_tokens, "positions"),
+                          pointer<const float>(cos, n_ctx * n_rot, "cos"),
+                          pointer<const float>(sin, n_ctx * n_rot, "sin"),
+                          pointer<float>(y, n, "y"), n_tokens, n_head, head_dim, n_rot, halves};
+        require_indices(job.positions, n_tokens, n_ctx, "position");
+        const nb::gil_scoped_release unlocked;
+        powerinfer::rope(job, executor_);
+    }
+
+    void attention(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t k_cache, uintptr_t v_cache, uintptr_t slots,
+                   uintptr_t positions, int64_t n_tokens, int64_t n_head, int64_t n_head_kv, int64_t n_slots,
+                   int64_t n_ctx, int64_t head_dim, int64_t head_dim_v, float scale, uintptr_t y) {
+        require(n_tokens >= 0 && n_slots >= 0 && n_ctx >= 0, "a size is negative");
+        require(head_dim > 0 && head_dim_v > 0, "head_dim and head_dim_v must be positive");
+        require(n_head > 0 && n_head_kv > 0 && n_head % n_head_kv == 0, "n_head must be a multiple of n_head_kv");
+        const int64_t n_cache = n_slots * n_head_kv * n_ctx;
+        const AttentionJob job{pointer<const float>(q, n_tokens, "q"),
+                               pointer<const float>(k, n_tokens, "k"),
+                               pointer<const float>(v, n_tokens, "v"),
+                               pointer<uint16_t>(k_cache, n_cache, "k_cache"),
+                               pointer<uint16_t>(v_cache, n_cache, "v_cache"),
+                               pointer<const int64_t>(slots, n_tokens, "slots"),
+                               pointer<const int64_t>(positions, n_tokens, "positions"),
+                               pointer<float>(y, n_tokens, "y"),
+                               n_tokens, n_head, n_head_kv, n_ctx, head_dim, head_dim_v, scale};
+        require_indices(job.slots, n_tokens, n_slots, "slot");
+        require_indices(job.positions, n_tokens, n_ctx, "position");
+        const nb::gil_scoped_release unlocked;
+        powerinfer::attention(job, executor_);
+    }
+
+private:
+    void norm(const NormJob& job) {
+        require(job.n_tokens >= 0 && job.n >= 0, "a size is negative");
+        require((job.x && job.y && job.weight) || job.n_tokens * job.n == 0, "x, weight or y is null");
+        const nb::gil_scoped_release unlocked;
+        powerinfer::norm(job, executor_);
+    }
+
+    // Rows and columns of `m`, once the number of tokens is known to be sane.
+    static std::pair<int64_t, int64_t> sizes(const Matrix& m, int64_t n_tokens) {
+        require(n_tokens >= 0 && n_tokens < (int64_t{1} << 31), "the number of tokens must be in [0, 2^31)");
+        return {m.weights.rows, m.weights.cols};
+    }
+
+    static int checked(int threads) {
+        if (threads < 1 || threads > kMaxThreads)
+            refuse("threads must be from 1 to " + std::to_string(kMaxThreads) + ", not " + std::to_string(threads));
+        return threads;
+    }
+
+    static const KernelTable& table(const std::optional<std::string>& isa) {
+        const AvailableKernels available = available_kernels();
+        if (!isa) return *available.tables[available.n - 1];
+        std::string names;
+        for (int i = 0; i < available.n; i++) {
+            if (*isa == available.tables[i]->name) return *available.tables[i];
+            names += std::string(i ? ", " : "") + available.tables[i]->name;
+        }
+        refuse("this CPU cannot run the kernels for '" + *isa + "', only: " + names);
+    }
+
+    Executor executor_;
+};
+
+std::vector<std::string> available_isas() {
+    const AvailableKernels available = available_kernels();
+    std::vector<std::string> names;
+    for (int i = 0; i < available.n; i++) names.emplace_back(available.tables[i]->name);
+    return names;
+}
+
+}  // namespace
+
+}  // namespace powerinfer
+
+NB_MODULE(_native, m) {
+    using namespace powerinfer;
+    m.def("available_isas", &available_isas);
+    nb::class_<Matrix>(m, "Matrix")
+        .def(nb::init<Bytes, int, int64_t, int64_t>(), nb::arg("data").noconvert(), nb::arg("type_id"),
+             nb::arg("rows"), nb::arg("cols"))
+        .def_prop_ro("rows", [](const Matrix& matrix) { return matrix.weights.rows; })
+        .def_prop_ro("cols", [](const Matrix& matrix) { return matrix.weights.cols; });
+    nb::class_<CpuKernels>(m, "CpuKernels")
+        .def(nb::init<const std::optional<std::string>&, int>(), nb::arg("isa").none(), nb::arg("threads"))
+        .def_prop_ro("isa", &CpuKernels::isa)
+        .def_prop_ro("threads", &CpuKernels::threads)
+        .def("linear", &CpuKernels::linear)
+        .def("accumulate_rows", &CpuKernels::accumulate_rows)
+        .def("rows", &CpuKernels::rows)
+        .def("rms_norm", &CpuKernels::rms_norm)
+        .def("layer_norm", &CpuKernels::layer_norm)
+        .def("rope", &CpuKernels::rope)
+        .def("attention", &CpuKernels::attention);
+}

@@ -1,0 +1,59 @@
+"""The scripts of the workbench folders, run as a person with a checkout runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers_logits import FIXTURES
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["relu-llama", "relu-falcon.q4"])
+def test_measure_recall(name: str, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Hello, world! Once upon a time there was a model of random weights.\n" * 3)
+    done = run("predictors/measure_recall.py", "-m", FIXTURES / f"{name}.powerinfer.gguf", "-f", text, "--tokens", 40)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["tokens"] == 40
+    for layer in result["layers"]:
+        assert 0 < layer["fired_share"] < 1
+        # Random predictors name a random share of the neurons, and find that share of those that fire.
+        assert layer["recall"] == pytest.approx(layer["predicted_share"], abs=0.15)
+
+
+def test_measure_recall_without_predictors(tmp_path: Path) -> None:
+    from helpers_models import write_opt
+
+    text = tmp_path / "text.txt"
+    text.write_text("Hello")
+    done = run("predictors/measure_recall.py", "-m", write_opt(tmp_path / "o.gguf", predictors=False), "-f", text)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "no predictors" in done.stderr
+
+
+def test_plot_hot_neurons(tmp_path: Path) -> None:
+    picture = tmp_path / "hot.png"
+    done = run("profiling/plot_hot_neurons.py", FIXTURES / "relu-llama-activation", "-o", picture)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert len(result["layers"]) == 12
+    assert 0.05 < result["share_of_neurons"] < 0.5
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_hot_neurons_without_statistics(tmp_path: Path) -> None:
+    done = run("profiling/plot_hot_neurons.py", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
