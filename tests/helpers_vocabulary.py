@@ -48,8 +48,8 @@ def smollm2_path() -> Path | None:
 
 
 def sentencepiece_metadata(**changes: Any) -> dict[str, Any]:
-    """A whole SentencePiece-type vocabulary: unknown, two control tokens, a user-defined one, 256 bytes, some pieces."""
-    words = ["▁", "a", "b", "c", "▁a", "ab", "abc", "▁abc", "é", "[", "]"]
+    """A whole SentencePiece-type vocabulary: unknown, control and user-defined tokens, 256 bytes, some pieces."""
+    words = ["▁", "a", "b", "c", "ab", "abc", "▁abc", "▁a", "é", "[", "]"]
     tokens = ["<unk>", "<s>", "</s>", "<user>", *(f"<0x{b:02X}>" for b in range(256)), *words]
     metadata: dict[str, Any] = {
         "model": "llama",
@@ -63,7 +63,7 @@ def sentencepiece_metadata(**changes: Any) -> dict[str, Any]:
 
 
 def byte_level_metadata(**changes: Any) -> dict[str, Any]:
-    """A whole byte-level vocabulary: 256 bytes, a few merges, control tokens, user-defined tokens of which one leads another."""
+    """A whole byte-level vocabulary: 256 bytes, a few merges, control and user-defined tokens."""
     kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [chr(256 + i) for i in range(256 - len(kept))]
     merged = ["ab", "abc", "Ġa", "Ġab"]

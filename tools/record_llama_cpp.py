@@ -32,6 +32,9 @@ PROMPTS = (
     "1. Wash your hands.\n2. Peel the potatoes.\n3.",
     "The three primary colors are",
     "Photosynthesis is the process by which plants",
+    "2, 4, 6, 8, 10, 12,",
+    "The sun rises in the east and sets in the",
+    "We the People of the United States, in Order to form",
 )
 N_CONTINUATION = 24
 N_CTX = 256  # llama.cpp rounds a smaller context up to this

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from powerinfer_py.errors import TokenizerError, printable
@@ -31,6 +32,7 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, vocabulary: Vocabulary) -> None:
         if vocabulary.scores is None:
             raise TokenizerError(f"{PREFIX}scores is missing, which a vocabulary of type llama needs")
+        vocabulary = replace(vocabulary, types=_types_with_bytes(vocabulary))
         self._add_space_prefix = vocabulary.add_space_prefix is not False
         super().__init__(vocabulary, add_bos=True, strips_first_space=self._add_space_prefix)
         self._processor = _load(_model_proto(vocabulary, vocabulary.scores, self._add_space_prefix))
@@ -53,6 +55,15 @@ class SentencePieceTokenizer(Tokenizer):
             byte = byte_of_piece(piece)
             return piece.encode() if byte is None else bytes([byte])
         return piece.replace(WORD_BOUNDARY, " ").encode()
+
+
+def _types_with_bytes(vocabulary: Vocabulary) -> list[int]:
+    """The types, a piece spelled like a byte being one whatever the file says, unless it is control or unknown."""
+    kept = (TokenType.CONTROL, TokenType.UNKNOWN)
+    return [
+        kind if kind in kept or byte_of_piece(text) is None else int(TokenType.BYTE)
+        for text, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
+    ]
 
 
 def _load(model: bytes) -> Any:
@@ -95,23 +106,26 @@ def _pieces(vocabulary: Vocabulary, scores: list[float]) -> Iterator[tuple[str, 
     bytes_seen: set[int] = set()
     has_unknown = False
     for token, (text, score, number) in enumerate(zip(vocabulary.tokens, scores, vocabulary.types, strict=True)):
-        kind = TokenType(number)
-        byte = byte_of_piece(text) if kind is TokenType.BYTE else None
-        if kind is TokenType.UNDEFINED:
-            kind = TokenType.NORMAL
-        spare = (kind is TokenType.BYTE and (byte is None or byte in bytes_seen)) or (
-            kind is TokenType.UNKNOWN and has_unknown
-        )
+        kind = TokenType.NORMAL if number == TokenType.UNDEFINED else TokenType(number)
+        byte = byte_of_piece(text)
+        name = text if byte is None else f"<0x{byte:02X}>"
+        if kind is TokenType.BYTE:
+            usable = byte is not None and byte not in bytes_seen
+        elif kind is TokenType.UNKNOWN:
+            usable = not has_unknown
+        else:
+            usable = byte is None
         # NUL ends a key in the library's tries, so a piece with one could never be found there.
-        if not text or text in seen or "\0" in text or spare:
+        if not name or name in seen or "\0" in name or not usable:
             yield _stand_in(token, taken), score, TokenType.CONTROL
             continue
-        seen.add(text)
-        has_unknown = has_unknown or kind is TokenType.UNKNOWN
-        if byte is not None:
+        if kind is TokenType.UNKNOWN:
+            has_unknown = True
+            name = name if byte is None else _stand_in(token, taken)
+        if kind is TokenType.BYTE and byte is not None:
             bytes_seen.add(byte)
-            text = f"<0x{byte:02X}>"
-        yield text, score, kind
+        seen.add(name)
+        yield name, score, kind
     if not has_unknown:
         yield _stand_in(len(scores), taken), 0.0, TokenType.UNKNOWN
     for byte in range(256):

@@ -30,7 +30,7 @@ class TextStream:
         self._tokenizer = tokenizer
         self._special = special
         self._at_start = first and tokenizer.strips_first_space
-        # CPython's incremental UTF-8 decoder keeps exactly the bytes that may still become a character.
+        # CPython's incremental UTF-8 decoder holds back just the bytes that may still become a character.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:

@@ -8,19 +8,34 @@ import numpy as np
 import pytest
 from helpers_logits import FIXTURES, TOKENS
 from helpers_models import edited_copy, write_opt
+from torch import Tensor
 
 from powerinfer_py import LLM
 from powerinfer_py.gguf import BLOCK_LAYOUTS, GGMLType, open_gguf
+from powerinfer_py.kernels.interface import Matrix
 
 N_FF = 1024
 
 
 class Masks:
-    """Per layer, the neurons that a decode step predicted and those that fired."""
+    """Per layer, the neurons that a decode step predicted, whose gate fired, and that fired."""
 
     def __init__(self) -> None:
         self.predicted: dict[int, np.ndarray] = {}
+        self.gate_fired: dict[int, np.ndarray] = {}
         self.fired: dict[int, np.ndarray] = {}
+
+    def listen(self, llm: LLM) -> None:
+        """The up rows asked for behind a gate; with dReLU they are more than the neurons that fire in the end."""
+        kernels = llm.engine.kernels
+        linear_masked = kernels.linear_masked
+
+        def heard(matrix: Matrix, x: Tensor, mask: Tensor, bias: Tensor | None = None) -> tuple[Tensor, int]:
+            if matrix.name.endswith("ffn_up.weight"):
+                self.gate_fired[int(matrix.name.split(".")[1])] = mask.numpy()[0].copy()
+            return linear_masked(matrix, x, mask, bias)
+
+        kernels.linear_masked = heard
 
     def __call__(self, layer: int, _x: object, predicted: object, fired: object) -> None:
         if predicted is not None:
@@ -53,7 +68,8 @@ def poisoned_model(source: Path, target: Path, masks: Masks, sparsity: str) -> P
         elif kind == first:
             return data
         else:
-            dropped = ~masks.fired[layer]
+            # Without a gate the up row is read first, and the down row alone depends on whether it fired.
+            dropped = ~(masks.gate_fired if kind == "ffn_up" else masks.fired)[layer]
         assert dropped.any()
         return poison(data, infos[name].ggml_type, np.flatnonzero(dropped))
 
@@ -62,6 +78,8 @@ def poisoned_model(source: Path, target: Path, masks: Masks, sparsity: str) -> P
 
 def decode_step(path: Path, sparsity: str, masks: Masks | None) -> np.ndarray:
     with LLM(path, sparsity=sparsity, threads=2) as llm:
+        if masks is not None:
+            masks.listen(llm)
         return llm.logits(TOKENS[:1], observer=masks)
 
 

@@ -65,9 +65,9 @@ def test_a_character_comes_whole_and_late_bytes_are_replaced_once() -> None:
     assert [stream.push(byte[b]) for b in (0xF0, 0x9F)] == ["", ""]
     # A letter proves that the character before it never ends.
     assert stream.push(byte[ord("a")]) == "\ufffda"
-    # Encoded surrogates and bytes that begin nothing are damage at once, or as soon as their second byte shows it.
+    # A byte that begins nothing is damage at once; an encoded surrogate is when it is over.
     assert stream.push(byte[0xFF]) == "\ufffd"
-    assert stream.push(byte[0xED]) + stream.push(byte[0xA0]) == "\ufffd\ufffd"
+    assert "".join(stream.push(byte[b]) for b in (0xED, 0xA0, 0x80)) == "\ufffd\ufffd\ufffd"
     assert stream.push(byte[0xE3]) == ""
     assert stream.flush() == "\ufffd"
     assert stream.flush() == ""

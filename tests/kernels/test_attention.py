@@ -1,0 +1,141 @@
+"""Attention against float64 over the float16 cache: shapes, sharing of key heads, rounding, order of storing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers_kernels import ROUNDOFF, same_bits
+from torch import Tensor
+
+from powerinfer_py.kernels.cpu import NativeKernels
+from powerinfer_py.kernels.interface import Kernels
+
+N_CTX = 37
+N_SLOTS = 3
+
+
+class Case:
+    """Random queries, keys and values of one forward, and a cache full of NaN where nothing was stored."""
+
+    def __init__(self, n_tokens: int, heads: int, heads_kv: int, dim: int, dim_v: int, seed: int = 0) -> None:
+        random = torch.Generator().manual_seed(seed)
+        self.q = torch.randn(n_tokens, heads, dim, generator=random)
+        self.k = torch.randn(n_tokens, heads_kv, dim, generator=random)
+        self.v = torch.randn(n_tokens, heads_kv, dim_v, generator=random)
+        self.k_cache = torch.full((N_SLOTS, heads_kv, N_CTX, dim), float("nan")).half()
+        self.v_cache = torch.full((N_SLOTS, heads_kv, N_CTX, dim_v), float("nan")).half()
+        self.scale = dim**-0.5
+
+    def run(self, kernels: Kernels, slots: Tensor, positions: Tensor) -> Tensor:
+        return self.part(kernels, slice(None), slots, positions)
+
+    def part(self, kernels: Kernels, which: slice, slots: Tensor, positions: Tensor) -> Tensor:
+        return kernels.attention(
+            self.q[which].contiguous(),
+            self.k[which].contiguous(),
+            self.v[which].contiguous(),
+            self.k_cache,
+            self.v_cache,
+            slots[which].contiguous(),
+            positions[which].contiguous(),
+            self.scale,
+        )
+
+
+def expected(case: Case, slots: Tensor, positions: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The result in float64 over the rounded keys and values, and a bound on the error of each element."""
+    q, dim = case.q.numpy().astype(np.float64), case.q.shape[2]
+    shared = q.shape[1] // case.k.shape[1]
+    y = np.zeros((*q.shape[:2], case.v.shape[2]))
+    bound = np.zeros_like(y)
+    for t in range(q.shape[0]):
+        seen = slice(0, int(positions[t]) + 1)
+        n = seen.stop
+        for head in range(q.shape[1]):
+            place = (int(slots[t]), head // shared, seen)
+            keys = case.k_cache[place].numpy().astype(np.float64)
+            values = case.v_cache[place].numpy().astype(np.float64)
+            scores = keys @ q[t, head] * case.scale
+            weights = np.exp(scores - scores.max())
+            weights /= weights.sum()
+            y[t, head] = weights @ values
+            # A score off by e changes its weight by a factor e^(2e) at most (its own and the sum's); exp, the sum of n
+            # weights, the division, and n products added in order follow.
+            score_error = (dim / 4 + 25) * ROUNDOFF * (np.abs(keys) @ np.abs(q[t, head])).max() * case.scale
+            relative = np.expm1(2 * score_error) + (2 * n + 30) * ROUNDOFF
+            bound[t, head] = relative * (weights @ np.abs(values)) * 1.01
+    return y.reshape(q.shape[0], -1), bound.reshape(q.shape[0], -1)
+
+
+@pytest.mark.parametrize(
+    ("heads", "heads_kv", "dim", "dim_v"),
+    [(1, 1, 64, 64), (4, 4, 16, 16), (6, 2, 20, 12), (8, 1, 128, 128), (5, 5, 7, 33), (71, 1, 8, 8), (2, 1, 1, 1)],
+)
+def test_prompt_and_decode_are_close_to_float64(
+    kernels: Kernels, heads: int, heads_kv: int, dim: int, dim_v: int
+) -> None:
+    case = Case(24, heads, heads_kv, dim, dim_v)
+    slots = torch.tensor([1] * 20 + [0] * 2 + [1] * 2)
+    positions = torch.tensor([*range(20), 0, 1, 20, 21])
+    y = case.run(kernels, slots, positions).numpy()
+    want, bound = expected(case, slots, positions)
+    assert (np.abs(y - want) <= bound).all(), (np.abs(y - want) / bound).max()
+
+
+def test_the_cache_is_rounded_to_nearest_even_and_written_only_where_told(kernels: Kernels) -> None:
+    case = Case(3, 2, 2, 19, 21)
+    edge = [1.0 + 2.0**-11, 1.0 + 3 * 2.0**-11, 65519.9, 65520.0, 1e9, 2.0**-25, 3 * 2.0**-26, -0.0, 2.0**-14, 6.1e-5]
+    case.k[0, 0, : len(edge)] = torch.tensor(edge)
+    case.v[2, 1, -len(edge) :] = -torch.tensor(edge)
+    slots, positions = torch.tensor([0, 2, 0]), torch.tensor([0, 5, 36])
+    case.run(kernels, slots, positions)
+    for cache, new in ((case.k_cache, case.k), (case.v_cache, case.v)):
+        assert (cache[slots, :, positions].view(torch.int16) == new.half().view(torch.int16)).all()
+        untouched = torch.ones(N_SLOTS, N_CTX, dtype=torch.bool)
+        untouched[slots, positions] = False
+        assert torch.isnan(cache.transpose(1, 2)[untouched]).all()
+
+
+def test_token_by_token_has_the_bits_of_the_whole_prompt(native: NativeKernels) -> None:
+    for heads, heads_kv, dim in ((4, 4, 64), (6, 2, 20)):
+        slots, positions = torch.full((N_CTX,), 2), torch.arange(N_CTX)
+        whole = Case(N_CTX, heads, heads_kv, dim, dim)
+        single = Case(N_CTX, heads, heads_kv, dim, dim)
+        y = whole.run(native, slots, positions)
+        z = torch.cat([single.part(native, slice(t, t + 1), slots, positions) for t in range(N_CTX)])
+        assert same_bits(y, z)
+
+
+def test_large_scores_do_not_overflow(kernels: Kernels) -> None:
+    case = Case(6, 2, 2, 32, 32)
+    case.q *= 1000
+    slots, positions = torch.zeros(6, dtype=torch.int64), torch.arange(6)
+    y = case.run(kernels, slots, positions)
+    assert torch.isfinite(y).all()
+    # With gaps of hundreds between scores the softmax picks one value.
+    keys = case.k_cache[0].float()
+    best = torch.einsum("hd,hnd->hn", case.q[5], keys).argmax(dim=1)
+    picked = torch.stack([case.v_cache[0, h, best[h]].float() for h in range(2)])
+    assert torch.allclose(y[5].view(2, 32), picked, atol=1e-2)
+
+
+def test_nan_reaches_the_tokens_that_see_it_and_no_other(kernels: Kernels) -> None:
+    case = Case(12, 2, 1, 16, 16)
+    case.k[7, 0, 3] = float("nan")
+    y = case.run(kernels, torch.zeros(12, dtype=torch.int64), torch.arange(12))
+    assert torch.isfinite(y[:7]).all()
+    assert torch.isnan(y[7:]).all()
+
+
+@pytest.mark.parametrize(("slot", "position"), [(-1, 0), (N_SLOTS, 0), (0, -1), (0, N_CTX)])
+def test_a_place_outside_the_cache_is_refused(kernels: Kernels, slot: int, position: int) -> None:
+    case = Case(2, 2, 2, 8, 8)
+    with pytest.raises(IndexError):
+        case.run(kernels, torch.tensor([0, slot]), torch.tensor([0, position]))
+    assert torch.isnan(case.k_cache).all()
+
+
+def test_no_tokens(kernels: Kernels) -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    assert Case(0, 4, 2, 8, 6).run(kernels, none, none).shape == (0, 24)
