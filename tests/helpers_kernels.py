@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
+from helpers_blocks import StoredRows
 from torch import Tensor
 
 from powerinfer_py.gguf.types import WEIGHT_TYPES, GGMLType
 from powerinfer_py.kernels.interface import Kernels, Matrix
-from helpers_blocks import StoredRows
 
 TYPE_IDS = [ggml_type.name for ggml_type in WEIGHT_TYPES]
 

@@ -81,6 +81,12 @@ CASES = (
     Case("llama-split", seed=8, n_shards=2),
     Case("llama-linear", seed=10, keys={"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, **SMALL_ROPE),
     Case("llama-linear-legacy", seed=11, keys={"rope.scale_linear": 4.0}, **SMALL_ROPE),
+    Case(
+        "llama-linear-implied",
+        seed=18,
+        keys={"rope.scaling.factor": 4.0, "rope.scaling.attn_factor": 1.25},
+        **SMALL_ROPE,
+    ),
     Case("llama-scaling-none", seed=12, keys={"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, **SMALL_ROPE),
     Case("llama-yarn", seed=13, keys={**YARN, "rope.scaling.original_context_length": 1024}, **SMALL_ROPE),
     Case("llama-yarn-short", seed=14, keys={**YARN, "rope.scaling.original_context_length": 16}, **SMALL_ROPE),

@@ -25,7 +25,10 @@ void run_items(Executor& executor, int64_t n_items, bool inline_all, const Body&
     for (int64_t i = 0; i < n_items; i++) body(i, 0);
 }
 
-// Work whose items read rows of a matrix: rows per item, a multiple of 8 (the kernels' row tile).
+// A sparse item must hold enough wanted rows that their groups of four are full and the next can be asked for early.
+constexpr int64_t kMaskedItemRows = 256;
+
+// Rows per item of work that reads whole rows, a multiple of 8 (the kernels' row tile).
 int64_t rows_per_item(const WeightMatrix& matrix) {
     const int64_t wanted = divide_up(kItemBytes, std::max<int64_t>(matrix.row_bytes, 1));
     return std::clamp<int64_t>(divide_up(wanted, 8) * 8, 8, 512);
@@ -81,7 +84,9 @@ int64_t linear(const LinearJob& job, Executor& executor) {
     const std::lock_guard lock(executor.busy);
     const WeightMatrix& m = job.matrix;
     const bool inline_all = m.rows * m.cols * job.n_tokens <= kInlineProducts;
-    const int64_t item_rows = inline_all ? std::max<int64_t>(m.rows, 1) : rows_per_item(m);
+    int64_t item_rows = rows_per_item(m);
+    if (job.mask && job.n_tokens == 1) item_rows = std::max(item_rows, std::min(m.rows / 128 * 8, kMaskedItemRows));
+    if (inline_all) item_rows = std::max<int64_t>(m.rows, 1);
     const int64_t n_row_items = divide_up(m.rows, item_rows);
     std::atomic<int64_t> total{0};
     // Row items vary fastest, so that threads stream neighbouring rows.

@@ -48,18 +48,14 @@ class NativeKernels(Kernels):
         self._native.linear(matrix.handle, x.data_ptr(), n_tokens, 0, bias_address, y.data_ptr())
         return y
 
-    def linear_masked(
-        self, matrix: Matrix, x: Tensor, mask: Tensor, bias: Tensor | None = None
-    ) -> tuple[Tensor, int]:
+    def linear_masked(self, matrix: Matrix, x: Tensor, mask: Tensor, bias: Tensor | None = None) -> tuple[Tensor, int]:
         n_tokens = _tokens(x, matrix.cols)
         _require(mask, "mask", torch.bool, (n_tokens, matrix.rows))
         y = torch.empty(n_tokens, matrix.rows)
         if not y.numel():
             return y, 0
         bias_address = _optional(bias, matrix.rows)
-        count = self._native.linear(
-            matrix.handle, x.data_ptr(), n_tokens, mask.data_ptr(), bias_address, y.data_ptr()
-        )
+        count = self._native.linear(matrix.handle, x.data_ptr(), n_tokens, mask.data_ptr(), bias_address, y.data_ptr())
         return y, count
 
     def accumulate_rows(

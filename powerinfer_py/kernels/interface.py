@@ -65,9 +65,7 @@ class Kernels(ABC):
     name: str
 
     @abstractmethod
-    def matrix(
-        self, name: str, ggml_type: GGMLType, rows: int, cols: int, data: npt.NDArray[np.uint8]
-    ) -> Matrix:
+    def matrix(self, name: str, ggml_type: GGMLType, rows: int, cols: int, data: npt.NDArray[np.uint8]) -> Matrix:
         """Prepares a weight matrix. `data` (uint8, rows * row_bytes) must stay alive and unchanged; it is not copied."""
 
     @abstractmethod
@@ -75,9 +73,7 @@ class Kernels(ABC):
         """`y[t, r] = dot(row r, x[t]) + bias[r]`: x (T, cols) -> (T, rows)."""
 
     @abstractmethod
-    def linear_masked(
-        self, matrix: Matrix, x: Tensor, mask: Tensor, bias: Tensor | None = None
-    ) -> tuple[Tensor, int]:
+    def linear_masked(self, matrix: Matrix, x: Tensor, mask: Tensor, bias: Tensor | None = None) -> tuple[Tensor, int]:
         """As `linear`, only where mask (T, rows; bool) is set; exactly 0 elsewhere (no bias there either).
 
         A row whose column of the mask is empty is not read. Second result: the number of (token, row) products that

@@ -51,9 +51,7 @@ class ReferenceKernels(Kernels):
             y[t] = matrix.handle.values @ x[t]
         return y if bias is None else y + bias
 
-    def linear_masked(
-        self, matrix: Matrix, x: Tensor, mask: Tensor, bias: Tensor | None = None
-    ) -> tuple[Tensor, int]:
+    def linear_masked(self, matrix: Matrix, x: Tensor, mask: Tensor, bias: Tensor | None = None) -> tuple[Tensor, int]:
         y = torch.zeros(x.shape[0], matrix.rows)
         count = 0
         for t in range(x.shape[0]):

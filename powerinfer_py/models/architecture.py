@@ -32,7 +32,6 @@ class Architecture:
     """One architecture as a choice among the shared blocks.
 
     name: `general.architecture`. gated: the FFN has a gate besides up and down.
-    fused_qkv: query, key and value heads lie in one tensor `attn_qkv`, in that order.
     parallel: attention and FFN both read the layer's input (falcon) instead of one after the other; the predictor then
     reads the layer's input too, else the residual stream after attention.
     powerinfer_activation: what a PWRI file means without saying so; dense_activation: what a GGUF file means, a name
@@ -46,7 +45,6 @@ class Architecture:
     gated: bool
     powerinfer_activation: Activation
     dense_activation: Activation | str
-    fused_qkv: bool = False
     parallel: bool = False
     position_offset: int = 0
 

@@ -15,6 +15,5 @@ FALCON = Architecture(
     gated=False,
     powerinfer_activation=Activation.RELU,
     dense_activation="gelu",
-    fused_qkv=True,
     parallel=True,
 )

@@ -120,26 +120,26 @@ def _rope(reader: _KeyReader, head_dim: int) -> RopeConfig:
     if n_rot % 2 or n_rot > head_dim:
         raise ModelError(f"{reader.prefix}.rope.dimension_count is {n_rot}, expected an even number up to {head_dim}")
     base = reader.number("rope.freq_base", 10000.0, low=1.0)
-    kind = reader.file.get_str(f"{reader.prefix}.rope.scaling.type", "")
-    if kind in ("", "none") and reader.has("rope.scale_linear"):
-        # What converters wrote before `rope.scaling.*`.
-        return RopeConfig(n_rot, base, RopeScaling.LINEAR, reader.number("rope.scale_linear"))
-    if kind in ("", "none"):
-        return RopeConfig(n_rot, base)
-    if kind not in (RopeScaling.LINEAR, RopeScaling.YARN):
-        raise UnsupportedError(f"unknown RoPE scaling '{printable(kind)}' (supported: none, linear, yarn, llama3)")
-    factor = reader.number("rope.scaling.factor")
-    if kind == RopeScaling.LINEAR:
-        return RopeConfig(n_rot, base, RopeScaling.LINEAR, factor)
+    # As llama.cpp reads them: a factor without a type is linear, and attn_factor holds for every type.
+    kind = reader.file.get_str(f"{reader.prefix}.rope.scaling.type", RopeScaling.LINEAR)
+    if kind not in list(RopeScaling):
+        raise UnsupportedError(f"unknown RoPE scaling '{printable(kind)}' (supported: {', '.join(RopeScaling)})")
     trained = reader.count("context_length", _MAX_CONTEXT)
     return RopeConfig(
         n_rot,
         base,
-        RopeScaling.YARN,
-        factor,
+        RopeScaling(kind),
+        _rope_factor(reader),
         original_context=reader.count("rope.scaling.original_context_length", _MAX_CONTEXT, default=trained),
         attn_factor=reader.number("rope.scaling.attn_factor", 1.0),
     )
+
+
+def _rope_factor(reader: _KeyReader) -> float:
+    """Stretch of the context; 0 and absent mean none. `rope.scale_linear` is what older converters wrote."""
+    name = "rope.scaling.factor" if reader.has("rope.scaling.factor") else "rope.scale_linear"
+    value = reader.file.get_float(f"{reader.prefix}.{name}", 1.0)
+    return 1.0 if value == 0.0 else reader.number(name, 1.0)
 
 
 def _activation(file: GGUFFile, architecture: Architecture, options: RuntimeOptions) -> tuple[Activation, float]:

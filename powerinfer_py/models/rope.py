@@ -27,13 +27,13 @@ def rope_table(rope: RopeConfig, n_ctx: int, *, halves: bool, frequency_factors:
     frequency = rope.freq_base ** (-2.0 * pairs / rope.n_rot)
     if frequency_factors is not None:
         frequency = frequency / frequency_factors.double()
-    magnitude = 1.0
+    magnitude = rope.attn_factor
     if rope.scaling is RopeScaling.LINEAR:
         frequency = frequency / rope.factor
     elif rope.scaling is RopeScaling.YARN:
         ramp = _extrapolated_share(rope, pairs)
         frequency = frequency * (ramp + (1.0 - ramp) / rope.factor)
-        magnitude = rope.attn_factor * (1.0 + 0.1 * math.log(rope.factor))
+        magnitude *= 1.0 + 0.1 * math.log(rope.factor)
     angle = torch.outer(torch.arange(n_ctx, dtype=torch.float64), frequency)  # (n_ctx, n_rot / 2)
     return RopeTable(
         cos=(magnitude * angle.cos()).float().contiguous(),

@@ -101,10 +101,9 @@ class Transformer:
         """Queries (T, n_head, head_dim), keys (T, n_head_kv, head_dim), values (T, n_head_kv, head_dim_v)."""
         config, n_tokens = self.config, h.shape[0]
         outputs = [kernels.linear(linear.matrix, h, linear.bias) for linear in layer.qkv]
-        if self.architecture.fused_qkv:
+        if len(outputs) == 1:
             n_q, n_k = config.n_head * config.head_dim, config.n_head_kv * config.head_dim
-            fused = outputs[0]
-            outputs = [part.contiguous() for part in fused.tensor_split((n_q, n_q + n_k), dim=1)]
+            outputs = [part.contiguous() for part in outputs[0].tensor_split((n_q, n_q + n_k), dim=1)]
         q, k, v = outputs
         return (
             q.view(n_tokens, config.n_head, config.head_dim),

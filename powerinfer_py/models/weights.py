@@ -122,9 +122,7 @@ def _layer(
         ffn_norm = _norm(architecture, config, source, prefix + "ffn_norm")
     return LayerWeights(
         attention_norm=attention_norm,
-        qkv=tuple(
-            _linear(source, prefix + name, rows, config.n_embd) for name, rows in _qkv_shapes(architecture, config)
-        ),
+        qkv=tuple(_qkv(config, source, prefix)),
         attention_output=_linear(source, prefix + "attn_output", config.n_embd, heads),
         ffn_norm=ffn_norm,
         ffn=_feed_forward(architecture, config, source, prefix, neurons_as_rows),
@@ -132,14 +130,15 @@ def _layer(
     )
 
 
-def _qkv_shapes(architecture: Architecture, config: ModelConfig) -> Iterator[tuple[str, int]]:
+def _qkv(config: ModelConfig, source: WeightSource, prefix: str) -> Iterator[Linear]:
+    """One fused projection where the file has it, else three; outputs in the order queries, keys, values."""
     q = config.n_head * config.head_dim
     k = config.n_head_kv * config.head_dim
     v = config.n_head_kv * config.head_dim_v
-    if architecture.fused_qkv:
-        yield "attn_qkv", q + k + v
-    else:
-        yield from (("attn_q", q), ("attn_k", k), ("attn_v", v))
+    fused = source.has(prefix + "attn_qkv.weight")
+    shapes = {"attn_qkv": q + k + v} if fused else {"attn_q": q, "attn_k": k, "attn_v": v}
+    for name, rows in shapes.items():
+        yield _linear(source, prefix + name, rows, config.n_embd)
 
 
 def _feed_forward(

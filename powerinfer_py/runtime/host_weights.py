@@ -7,9 +7,10 @@ tensor that is silently ignored (an expert, an adapter) means another model than
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from powerinfer_py.config import RuntimeOptions
 from powerinfer_py.errors import ModelError, UnsupportedError
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 # Old converters stored the inverse frequencies of every layer; they follow from the hyperparameters.
 _IGNORED = re.compile(r"blk\.\d+\.attn_rot_embd\.weight|rope_freqs\.weight")
 _LAYER = re.compile(r"blk\.(\d+)\.")
-_EXACT_TYPES = {GGMLType.F32: np.dtype("<f4"), GGMLType.F16: np.dtype("<f2"), GGMLType.BF16: np.dtype("<u2")}
+# Types whose weights can be moved one by one, as plain words.
+_WORDS: dict[GGMLType, npt.DTypeLike] = {GGMLType.F32: "<u4", GGMLType.F16: "<u2", GGMLType.BF16: "<u2"}
 
 
 class FileWeights:
@@ -60,9 +62,10 @@ class FileWeights:
     def transposed(self, name: str, rows: int, cols: int) -> Matrix:
         """The transpose: exact in F32, F16 and BF16; other types become F16, whose 11 bits exceed their 4 to 8."""
         info = self._checked(name, (cols, rows))
-        if info.ggml_type in _EXACT_TYPES:
+        values: npt.NDArray[Any]
+        if info.ggml_type in _WORDS:
             ggml_type = info.ggml_type
-            values = self._file.tensor_data(name).view(_EXACT_TYPES[ggml_type]).reshape(cols, rows)
+            values = self._file.tensor_data(name).view(_WORDS[ggml_type]).reshape(cols, rows)
         else:
             ggml_type = GGMLType.F16
             values = dequantize(self._file.tensor_data(name), info.ggml_type, cols, rows).astype("<f2")
@@ -78,7 +81,7 @@ class FileWeights:
         return torch.from_numpy(dequantize(self._file.tensor_data(name), info.ggml_type, 1, n).reshape(n).copy())
 
     def refuse_unused(self, layers: range, n_layer: int) -> None:
-        """Raises UnsupportedError for a tensor that the graph lacks; those of the model's other layers are not judged."""
+        """Raises UnsupportedError for a tensor that the graph lacks; the model's other layers are not judged."""
         for name in self._file.tensors:
             layer = _LAYER.match(name)
             elsewhere = layer is not None and int(layer[1]) < n_layer and int(layer[1]) not in layers
@@ -100,7 +103,7 @@ class FileWeights:
             raise UnsupportedError(f"{name} has type {info.ggml_type.name}, which is no weight type")
         return info
 
-    def _data(self, name: str) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    def _data(self, name: str) -> npt.NDArray[np.uint8]:
         data = self._file.tensor_data(name)
         if not self._options.use_mmap:
             data = data.copy()

@@ -40,7 +40,7 @@ class KVCache:
         shape = (self.n_slots, self.n_head_kv, self.n_ctx)
         self.layers = [
             LayerCache(part[:n_keys].view(*shape, self.head_dim), part[n_keys:].view(*shape, self.head_dim_v))
-            for part in self._block.split(per_layer)
+            for part in self._block.view(self.n_layer, per_layer)
         ]
 
     @property

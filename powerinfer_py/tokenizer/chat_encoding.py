@@ -33,10 +33,11 @@ def encode_chat(
 ) -> list[int]:
     """Token ids of a chat. A beginning-of-text token that the template writes itself is not added again.
 
-    A message that spells a control token stays text. Where the template transforms messages (cuts them, quotes them as
-    JSON), their place in the prompt is unknown: then a space is put behind the first character of such spellings, and
-    the control tokens found must be those of the placeholder rendering. Raises ChatTemplateError for a role that spells
-    a control token, where neither way is safe, and where the template fails.
+    A message that spells a control token stays text; roles and extras are the caller's own, extras as trusted as the
+    template. Where the template transforms messages (cuts them, quotes them as JSON), their place in the prompt is
+    unknown: then a space is put behind the first character of such spellings, and the control tokens found must be
+    those of the placeholder rendering. Raises ChatTemplateError for a role that spells a control token, where neither
+    way is safe, and where the template fails.
     """
     for index, message in enumerate(messages):
         role = message.get("role", "")

@@ -30,12 +30,13 @@ class SentencePieceTokenizer(Tokenizer):
     """Tokenizer of a SentencePiece-type vocabulary. Raises TokenizerError where the vocabulary cannot be used."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        if vocabulary.scores is None:
+        scores = vocabulary.scores
+        if scores is None:
             raise TokenizerError(f"{PREFIX}scores is missing, which a vocabulary of type llama needs")
         vocabulary = replace(vocabulary, types=_types_with_bytes(vocabulary))
         self._add_space_prefix = vocabulary.add_space_prefix is not False
         super().__init__(vocabulary, add_bos=True, strips_first_space=self._add_space_prefix)
-        self._processor = _load(_model_proto(vocabulary, vocabulary.scores, self._add_space_prefix))
+        self._processor = _load(_model_proto(vocabulary, scores, self._add_space_prefix))
 
     def _encode_plain(self, text: str) -> list[int]:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import subprocess
 import sys
@@ -69,6 +70,8 @@ class TemplateProcess:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._discard()
+        if not sys.executable:
+            raise ChatTemplateError("chat template: no Python executable to start the process that renders it")
         try:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(WORKER)],
@@ -82,7 +85,10 @@ class TemplateProcess:
             raise ChatTemplateError(f"chat template: cannot start a process to render it: {error}") from error
         self._process = process
         self._finalizer = weakref.finalize(self, _end, process)
-        if _exchange(process, json.dumps(sys.path).encode() + b"\n", START_TIMEOUT_S) != b"ready\n":
+        if (
+            _exchange(process, json.dumps([str(entry) for entry in sys.path]).encode() + b"\n", START_TIMEOUT_S)
+            != b"ready\n"
+        ):
             self._discard()
             raise ChatTemplateError("chat template: the process that renders it does not start")
         return process
@@ -115,10 +121,13 @@ def _exchange(process: subprocess.Popen[bytes], request: bytes, timeout_s: float
     chunks: list[bytes] = []
     size = 0
     descriptor = process.stdout.fileno()
+    # Not select(), which fails for descriptors above 1023.
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
     while (left := deadline - time.monotonic()) > 0 and size <= MAX_REPLY_BYTES:
-        if not select.select([descriptor], [], [], left)[0]:
+        if not poll.poll(left * 1000):
             break
-        chunk = process.stdout.read1(1 << 16)  # type: ignore[attr-defined]
+        chunk = os.read(descriptor, 1 << 16)
         if not chunk:
             break
         chunks.append(chunk)

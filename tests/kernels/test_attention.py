@@ -114,7 +114,7 @@ def test_large_scores_do_not_overflow(kernels: Kernels) -> None:
     y = case.run(kernels, slots, positions)
     assert torch.isfinite(y).all()
     # With gaps of hundreds between scores the softmax picks one value.
-    keys = case.k_cache[0].float()
+    keys = case.k_cache[0, :, :6].float()
     best = torch.einsum("hd,hnd->hn", case.q[5], keys).argmax(dim=1)
     picked = torch.stack([case.v_cache[0, h, best[h]].float() for h in range(2)])
     assert torch.allclose(y[5].view(2, 32), picked, atol=1e-2)

@@ -46,9 +46,7 @@ def test_linear_is_close_to_float64(kernels: Kernels, ggml_type: GGMLType) -> No
 
 @every_type
 @pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 1.0])
-def test_masked_products_are_close_and_the_others_zero(
-    kernels: Kernels, ggml_type: GGMLType, density: float
-) -> None:
+def test_masked_products_are_close_and_the_others_zero(kernels: Kernels, ggml_type: GGMLType, density: float) -> None:
     rows, cols = 53, 3 * smallest_cols(ggml_type)
     stored = random_rows(ggml_type, rows, cols)
     matrix = matrix_of(kernels, stored)

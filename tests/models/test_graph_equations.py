@@ -295,6 +295,8 @@ WRONG: list[tuple[str, str, Callable[[Model], Model]]] = [
     ("llama-ffn-bias", "no FFN biases", without("ffn_up.bias", "ffn_gate.bias", "ffn_down.bias")),
     ("llama-linear", "not scaled", without("rope.scal")),
     ("llama-linear-legacy", "not scaled", without("rope.scal")),
+    ("llama-linear-implied", "not scaled", with_keys(type="none")),
+    ("llama-linear-implied", "no attn_factor", without("attn_factor")),
     ("llama-scaling-none", "scaled", with_keys(type="linear")),
     ("llama-yarn", "not scaled", without("rope.scal")),
     ("llama-yarn", "linear", with_keys(type="linear")),

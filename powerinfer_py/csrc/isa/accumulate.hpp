@@ -29,9 +29,10 @@ inline void add_some_floats(const float* const* rows, const float* coefficients,
     }
 }
 
-// The same straight from K stored rows over all `cols` columns.
+// The same straight from K stored rows over all `cols` columns; `next` are the rows to fetch meanwhile.
 template <WeightType type, int K>
-void add_rows(const uint8_t* const* rows, const float* coefficients, int64_t cols, float* acc) {
+void add_rows(
+    const uint8_t* const* rows, const uint8_t* const* next, const float* coefficients, int64_t cols, float* acc) {
     using G = Group<type>;
     const int64_t n_groups = cols / G::kWeights;
     if constexpr (G::kWeights == 32) {
@@ -43,6 +44,7 @@ void add_rows(const uint8_t* const* rows, const float* coefficients, int64_t col
             for (int i = 0; i < kVectors; i++) total[i] = load(acc + g * 32 + i * kWidth);
 #pragma GCC unroll 4
             for (int k = 0; k < K; k++) {
+                __builtin_prefetch(next[k] + g * G::kBytes);
                 Unpack<type>::group(rows[k] + g * G::kBytes, w);
                 for (int i = 0; i < kVectors; i++) total[i] = madd(c[k], w[i], total[i]);
             }
@@ -88,16 +90,18 @@ void chunk_sum(const AccumulateJob& job, int64_t token, const RowList& chunk, fl
     int64_t i = 0;
     for (; i + 4 <= chunk.n; i += 4) {
         const uint8_t* rows[4];
+        const uint8_t* next[4];
         float c[4];
         for (int k = 0; k < 4; k++) {
             rows[k] = row_of(job.matrix, chunk.rows[i + k]);
+            next[k] = row_of(job.matrix, chunk.rows[i + 4 + k < chunk.n ? i + 4 + k : i + k]);
             c[k] = coefficients[chunk.rows[i + k]];
         }
-        add_rows<type, 4>(rows, c, cols, partial);
+        add_rows<type, 4>(rows, next, c, cols, partial);
     }
     for (; i < chunk.n; i++) {
         const uint8_t* row = row_of(job.matrix, chunk.rows[i]);
-        add_rows<type, 1>(&row, coefficients + chunk.rows[i], cols, partial);
+        add_rows<type, 1>(&row, &row, coefficients + chunk.rows[i], cols, partial);
     }
 }
 

@@ -68,11 +68,11 @@ inline void mix_values(const AttentionJob& job, const uint16_t* values, int64_t 
     int64_t p = 0;
     for (; p + 4 <= n; p += 4) {
         for (int k = 0; k < 4; k++) rows[k] = reinterpret_cast<const uint8_t*>(values + (p + k) * job.head_dim_v);
-        add_rows<WeightType::F16, 4>(rows, scores + p, job.head_dim_v, y);
+        add_rows<WeightType::F16, 4>(rows, rows, scores + p, job.head_dim_v, y);
     }
     for (; p < n; p++) {
         rows[0] = reinterpret_cast<const uint8_t*>(values + p * job.head_dim_v);
-        add_rows<WeightType::F16, 1>(rows, scores + p, job.head_dim_v, y);
+        add_rows<WeightType::F16, 1>(rows, rows, scores + p, job.head_dim_v, y);
     }
     for (int64_t i = 0; i < job.head_dim_v; i++) y[i] /= total;
 }

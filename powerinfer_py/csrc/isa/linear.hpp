@@ -2,9 +2,9 @@
 
 inline const uint8_t* row_of(const WeightMatrix& m, int64_t row) { return m.data + row * m.row_bytes; }
 
-// A few rows and a few tokens, by index, all of whose products are wanted.
+// Rows and tokens, by index, all of whose products are wanted: up to kRowTile rows, or kMaxRows for one token.
 struct ProductGroup {
-    int64_t rows[kRowTile];
+    int64_t rows[kMaxRows];
     int64_t tokens[kMaxTokens];
     int n_rows;
     int n_tokens;
@@ -12,7 +12,7 @@ struct ProductGroup {
 
 template <WeightType type>
 int64_t compute_group(const LinearJob& job, const ProductGroup& group) {
-    const uint8_t* rows[kRowTile];
+    const uint8_t* rows[kMaxRows];
     const float* x[kMaxTokens];
     float results[kRowTile * kMaxTokens];
     if (group.n_rows == 0 || group.n_tokens == 0) return 0;
@@ -33,10 +33,11 @@ int64_t dense_tile(const LinearJob& job, const ProductTile& tile) {
     ProductGroup group;
     group.n_tokens = 0;
     for (int64_t t = tile.token_begin; t < tile.token_end; t++) group.tokens[group.n_tokens++] = t;
+    const int64_t step = group.n_tokens == 1 ? kMaxRows : kRowTile;
     int64_t count = 0;
-    for (int64_t row = tile.row_begin; row < tile.row_end; row += kRowTile) {
+    for (int64_t row = tile.row_begin; row < tile.row_end; row += step) {
         group.n_rows = 0;
-        for (int64_t r = row; r < tile.row_end && r < row + kRowTile; r++) group.rows[group.n_rows++] = r;
+        for (int64_t r = row; r < tile.row_end && r < row + step; r++) group.rows[group.n_rows++] = r;
         count += compute_group<type>(job, group);
     }
     return count;
@@ -58,7 +59,7 @@ int64_t masked_rows(const LinearJob& job, const ProductTile& tile) {
             continue;
         }
         group.rows[group.n_rows++] = r;
-        if (group.n_rows == kRowTile) {
+        if (group.n_rows == kMaxRows) {
             count += compute_group<type>(job, group);
             group.n_rows = 0;
         }
