@@ -38,8 +38,8 @@ struct Executor {
     ThreadPool pool;
     std::mutex busy;  // held for the whole of an operation: callers on several threads take turns
     Scratch<int32_t> row_lists;
-    Scratch<int64_t> row_counts;
     Scratch<float> partials;
+    Scratch<float> strips;
     Scratch<float> scores;
 };
 

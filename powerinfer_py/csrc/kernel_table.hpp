@@ -28,7 +28,9 @@ struct StripTile {
 // both schedules of accumulate_rows cut a token's list at the same places.
 inline constexpr int64_t kAccumulateChunk = 64;
 inline constexpr int64_t kStripCols = 256;
-inline constexpr int64_t kStripTokens = 16;
+inline constexpr int64_t kStripTokens = 64;
+// Floats of scratch that accumulate_strip needs.
+inline constexpr int64_t kStripScratch = 2 * kStripTokens * kStripCols;
 inline constexpr int64_t kTokenBlock = 64;
 
 struct KernelTable {
@@ -43,7 +45,7 @@ struct KernelTable {
     void (*combine_partials)(
         const AccumulateJob&, int64_t token, const float* partials, int64_t n_partials, int64_t begin, int64_t end);
     // The whole sums of a strip of columns for a block of tokens; returns the pairs added if it holds column 0, else 0.
-    int64_t (*accumulate_strip)(const AccumulateJob&, const StripTile&);
+    int64_t (*accumulate_strip)(const AccumulateJob&, const StripTile&, float* scratch);
     void (*rows)(const RowsJob&, int64_t begin, int64_t end);
     void (*norm)(const NormJob&, int64_t token);
     void (*rope)(const RopeJob&, int64_t token);

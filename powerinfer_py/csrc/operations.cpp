@@ -68,12 +68,13 @@ int64_t accumulate_by_chunks(const AccumulateJob& job, Executor& executor, bool 
 int64_t accumulate_by_strips(const AccumulateJob& job, Executor& executor, bool inline_all) {
     const int64_t n_strips = divide_up(job.matrix.cols, kStripCols);
     const int64_t n_blocks = divide_up(job.n_tokens, kStripTokens);
+    float* scratch = executor.strips.reserve(kStripScratch * executor.pool.n_threads());
     std::atomic<int64_t> total{0};
-    run_items(executor, n_strips * n_blocks, inline_all, [&](int64_t item, int) {
+    run_items(executor, n_strips * n_blocks, inline_all, [&](int64_t item, int thread) {
         const int64_t col = item % n_strips * kStripCols, token = item / n_strips * kStripTokens;
         const StripTile tile{col, std::min(col + kStripCols, job.matrix.cols), token,
                              std::min(token + kStripTokens, job.n_tokens)};
-        total.fetch_add(executor.kernels.accumulate_strip(job, tile), std::memory_order_relaxed);
+        total.fetch_add(executor.kernels.accumulate_strip(job, tile, scratch + thread * kStripScratch), std::memory_order_relaxed);
     });
     return total.load();
 }

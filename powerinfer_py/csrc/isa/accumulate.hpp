@@ -122,8 +122,8 @@ void combine_partials(
 
 // The sums of one token over one strip of columns.
 struct StripSum {
-    alignas(64) float partial[kStripCols];
-    alignas(64) float total[kStripCols];
+    float* partial;   // (kStripCols)
+    float* total;     // (kStripCols)
     int64_t n_added;  // rows added so far
 
     void add_partial(int64_t n, bool first) {
@@ -143,19 +143,28 @@ struct StripSum {
     }
 };
 
+// Asks for the bytes of a strip of a row.
 template <WeightType type>
-int64_t strip_sums(const AccumulateJob& job, const StripTile& tile) {
+void fetch(const uint8_t* row, int64_t begin, int64_t n) {
+    using G = Group<type>;
+    const uint8_t* p = row + begin / G::kWeights * G::kBytes;
+    for (int64_t i = 0; i < n / G::kWeights * G::kBytes; i += 64) __builtin_prefetch(p + i);
+}
+
+template <WeightType type>
+int64_t strip_sums(const AccumulateJob& job, const StripTile& tile, float* scratch) {
     alignas(64) float w[4][kStripCols];
     StripSum sums[kStripTokens];
     const int64_t n_rows = job.matrix.rows, n = tile.col_end - tile.col_begin;
     const int n_tokens = static_cast<int>(tile.token_end - tile.token_begin);
     for (int t = 0; t < n_tokens; t++) {
-        sums[t].n_added = 0;
+        sums[t] = {scratch + 2 * t * kStripCols, scratch + (2 * t + 1) * kStripCols, 0};
         for (int64_t i = 0; i < n; i++) sums[t].partial[i] = sums[t].total[i] = 0;
     }
     for (int64_t row = 0; row < n_rows; row += 4) {
         const int n_now = n_rows - row < 4 ? static_cast<int>(n_rows - row) : 4;
         bool unpacked[4] = {false, false, false, false};
+        for (int64_t r = row + 4; r < row + 8 && r < n_rows; r++) fetch<type>(row_of(job.matrix, r), tile.col_begin, n);
         for (int t = 0; t < n_tokens; t++) {
             const float* coefficients = job.coefficients + (tile.token_begin + t) * n_rows + row;
             const float* rows[4];
@@ -182,8 +191,8 @@ int64_t strip_sums(const AccumulateJob& job, const StripTile& tile) {
     return tile.col_begin == 0 ? count : 0;
 }
 
-int64_t accumulate_strip(const AccumulateJob& job, const StripTile& tile) {
+int64_t accumulate_strip(const AccumulateJob& job, const StripTile& tile, float* scratch) {
     int64_t count = 0;
-    with_type(job.matrix.type, [&](auto tag) { count = strip_sums<decltype(tag)::value>(job, tile); });
+    with_type(job.matrix.type, [&](auto tag) { count = strip_sums<decltype(tag)::value>(job, tile, scratch); });
     return count;
 }

@@ -130,18 +130,31 @@ struct Group<WeightType::Q5_1> {
     }
 };
 
+// Sixteen bytes at once, in the compiler's own vectors: shifts and masks of K-quants.
+typedef uint8_t Bytes16 __attribute__((vector_size(16)));
+
+inline Bytes16 load_bytes(const uint8_t* p) {
+    Bytes16 v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+
+// out[i] = scale * q[i] - minimum for q as signed bytes. Each instruction set has its own. The loops over runs below are
+// unrolled so that their shifts are constants: bytes have no shift by a variable.
+void store_scaled(Bytes16 q, float scale, float minimum, float* out);
+
 template <>
 struct Group<WeightType::Q2_K> {
     static constexpr int kWeights = 256, kBytes = 84, kWeightBytes = 0;
     static void to_float(const uint8_t* p, float* w) {
         const uint8_t* scales = p;
         const float d = read_half(p + 80), d_min = read_half(p + 82);
+#pragma GCC unroll 16
         for (int run = 0; run < 16; run++) {  // 16 weights share a scale
-            const uint8_t* q = p + 16 + 32 * (run / 8) + 16 * (run % 2);
-            const int shift = 2 * (run / 2 % 4);
+            const Bytes16 q = load_bytes(p + 16 + 32 * (run / 8) + 16 * (run % 2));
             const float scale = d * static_cast<float>(scales[run] & 15);
             const float minimum = d_min * static_cast<float>(scales[run] >> 4);
-            for (int i = 0; i < 16; i++) w[16 * run + i] = scale * static_cast<float>(q[i] >> shift & 3) - minimum;
+            store_scaled(q >> (2 * (run / 2 % 4)) & 3, scale, minimum, w + 16 * run);
         }
     }
 };
@@ -152,17 +165,14 @@ struct Group<WeightType::Q3_K> {
     static void to_float(const uint8_t* p, float* w) {
         const uint8_t* packed = p + 96;
         const float d = read_half(p + 108);
+#pragma GCC unroll 16
         for (int run = 0; run < 16; run++) {  // 16 weights share a scale of 4 + 2 bits
             const int low = run < 8 ? packed[run] & 15 : packed[run - 8] >> 4;
             const int high = packed[8 + run % 4] >> (2 * (run / 4)) & 3;
             const float scale = d * static_cast<float>((low | high << 4) - 32);
-            const uint8_t* q = p + 32 + 32 * (run / 8) + 16 * (run % 2);
-            const uint8_t* high_bits = p + 16 * (run % 2);
-            const int shift = 2 * (run / 2 % 4), bit = run / 2;
-            for (int i = 0; i < 16; i++) {
-                const int value = (q[i] >> shift & 3) + (high_bits[i] >> bit & 1) * 4 - 4;
-                w[16 * run + i] = scale * static_cast<float>(value);
-            }
+            const Bytes16 q = load_bytes(p + 32 + 32 * (run / 8) + 16 * (run % 2));
+            const Bytes16 high_bits = load_bytes(p + 16 * (run % 2)) >> (run / 2) & 1;
+            store_scaled((q >> (2 * (run / 2 % 4)) & 3) + high_bits * 4 - 4, scale, 0.0f, w + 16 * run);
         }
     }
 };
@@ -181,13 +191,15 @@ struct Group<WeightType::Q4_K> {
     static constexpr int kWeights = 256, kBytes = 144, kWeightBytes = 0;
     static void to_float(const uint8_t* p, float* w) {
         const float d = read_half(p), d_min = read_half(p + 2);
+#pragma GCC unroll 8
         for (int run = 0; run < 8; run++) {
             const ScaleMin packed = scale_min(p + 4, run);
             const float scale = d * static_cast<float>(packed.scale);
             const float minimum = d_min * static_cast<float>(packed.minimum);
-            const uint8_t* q = p + 16 + 32 * (run / 2);
-            const int shift = 4 * (run % 2);
-            for (int i = 0; i < 32; i++) w[32 * run + i] = scale * static_cast<float>(q[i] >> shift & 15) - minimum;
+            for (int i = 0; i < 32; i += 16) {
+                const Bytes16 q = load_bytes(p + 16 + 32 * (run / 2) + i);
+                store_scaled(q >> (4 * (run % 2)) & 15, scale, minimum, w + 32 * run + i);
+            }
         }
     }
 };
@@ -197,16 +209,15 @@ struct Group<WeightType::Q5_K> {
     static constexpr int kWeights = 256, kBytes = 176, kWeightBytes = 0;
     static void to_float(const uint8_t* p, float* w) {
         const float d = read_half(p), d_min = read_half(p + 2);
-        const uint8_t* high_bits = p + 16;
+#pragma GCC unroll 8
         for (int run = 0; run < 8; run++) {
             const ScaleMin packed = scale_min(p + 4, run);
             const float scale = d * static_cast<float>(packed.scale);
             const float minimum = d_min * static_cast<float>(packed.minimum);
-            const uint8_t* q = p + 48 + 32 * (run / 2);
-            const int shift = 4 * (run % 2);
-            for (int i = 0; i < 32; i++) {
-                const int value = (q[i] >> shift & 15) + (high_bits[i] >> run & 1) * 16;
-                w[32 * run + i] = scale * static_cast<float>(value) - minimum;
+            for (int i = 0; i < 32; i += 16) {
+                const Bytes16 q = load_bytes(p + 48 + 32 * (run / 2) + i) >> (4 * (run % 2)) & 15;
+                const Bytes16 high_bits = load_bytes(p + 16 + i) >> run & 1;
+                store_scaled(q + high_bits * 16, scale, minimum, w + 32 * run + i);
             }
         }
     }
@@ -218,16 +229,14 @@ struct Group<WeightType::Q6_K> {
     static void to_float(const uint8_t* p, float* w) {
         const uint8_t* scales = p + 192;
         const float d = read_half(p + 208);
+#pragma GCC unroll 16
         for (int run = 0; run < 16; run++) {  // 16 weights share a scale
             const int half = run / 8, quarter = run % 8 / 2;
-            const uint8_t* low = p + 64 * half + 32 * (quarter % 2) + 16 * (run % 2);
-            const uint8_t* high = p + 128 + 32 * half + 16 * (run % 2);
-            const int low_shift = 4 * (quarter / 2), high_shift = 2 * quarter;
+            const Bytes16 low = load_bytes(p + 64 * half + 32 * (quarter % 2) + 16 * (run % 2));
+            const Bytes16 high = load_bytes(p + 128 + 32 * half + 16 * (run % 2));
             const float scale = d * static_cast<float>(static_cast<int8_t>(scales[run]));
-            for (int i = 0; i < 16; i++) {
-                const int value = (low[i] >> low_shift & 15) | (high[i] >> high_shift & 3) << 4;
-                w[16 * run + i] = scale * static_cast<float>(value - 32);
-            }
+            const Bytes16 q = (low >> (4 * (quarter / 2)) & 15) | (high >> (2 * quarter) & 3) << 4;
+            store_scaled(q - 32, scale, 0.0f, w + 16 * run);
         }
     }
 };

@@ -39,6 +39,13 @@ inline void widen_signed(__m128i bytes, V* w) {
     w[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes)));
 }
 
+inline void store_scaled(Bytes16 q, float scale, float minimum, float* out) {
+    V w[2];
+    widen_signed(__builtin_bit_cast(__m128i, q), w);
+    for (int i = 0; i < 2; i++)
+        store(out + 8 * i, _mm256_sub_ps(_mm256_mul_ps(w[i], set1(scale)), set1(minimum)));
+}
+
 template <>
 struct Unpack<WeightType::F32> {
     static void group(const uint8_t* p, V* w) {

@@ -35,6 +35,11 @@ inline void to_half(const float* x, uint16_t* y, int64_t n) {
     for (; i < n; i++) y[i] = half_from_float(x[i]);
 }
 
+inline void store_scaled(Bytes16 q, float scale, float minimum, float* out) {
+    const V w = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(__builtin_bit_cast(__m128i, q)));
+    store(out, _mm512_sub_ps(_mm512_mul_ps(w, set1(scale)), set1(minimum)));
+}
+
 template <>
 struct Unpack<WeightType::F32> {
     static void group(const uint8_t* p, V* w) {

@@ -23,3 +23,7 @@ constexpr int kRowTokens = 8;
 inline void to_half(const float* x, uint16_t* y, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] = half_from_float(x[i]);
 }
+
+inline void store_scaled(Bytes16 q, float scale, float minimum, float* out) {
+    for (int i = 0; i < 16; i++) out[i] = static_cast<float>(static_cast<int8_t>(q[i])) * scale - minimum;
+}
