@@ -1,0 +1,1 @@
+"""The commands: parsers and a `main(argv) -> int` each, over an API that programs can call too."""

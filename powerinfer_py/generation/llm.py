@@ -18,7 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from powerinfer_py.config import ModelConfig, RuntimeOptions, SamplingParams, Sparsity
-from powerinfer_py.errors import ChatTemplateError, ContextError, OptionError, TokenizerError
+from powerinfer_py.errors import (
+    ChatTemplateError,
+    ContextError,
+    ModelError,
+    OptionError,
+    TokenizerError,
+    UnsupportedError,
+    printable,
+)
 from powerinfer_py.generation.completion import Completion
 from powerinfer_py.generation.decode import DecodeLoop, TextCallback
 from powerinfer_py.generation.sequence import Prompt
@@ -69,11 +77,15 @@ class LLM:
         )
         self._turn = Turn()
         self._file = open_gguf(model)
-        self.engine = Engine(self._file, self.options)
-        self.tokenizer = load_tokenizer(self._file.metadata)
-        if self.tokenizer.n_vocab > self.config.n_vocab:
-            raise TokenizerError(f"{self.tokenizer.n_vocab} tokens, but the head has {self.config.n_vocab} rows")
-        self.chat_template = ChatTemplate.from_metadata(self._file.metadata, self.tokenizer)
+        try:
+            self.engine = Engine(self._file, self.options)
+            self.tokenizer = load_tokenizer(self._file.metadata)
+            if self.tokenizer.n_vocab > self.config.n_vocab:
+                raise TokenizerError(f"{self.tokenizer.n_vocab} tokens, but the head has {self.config.n_vocab} rows")
+            self.chat_template = ChatTemplate.from_metadata(self._file.metadata, self.tokenizer)
+        except (ModelError, UnsupportedError, TokenizerError) as error:
+            # Where the trouble is found, the file's name is not known.
+            raise type(error)(f"{printable(str(model))}: {error}") from None
         self.stats = Stats(self.engine.activity, load_s=perf_counter() - started)
         self.last: Completion | None = None
 
@@ -103,8 +115,11 @@ class LLM:
         return self.stats.load_s
 
     def tokenize(self, text: str, add_bos: bool | None = None, special: bool = False) -> list[int]:
-        """Token ids of a text. add_bos None follows the file; special: text that spells a control token becomes it."""
-        return self.tokenizer.encode(text, add_bos=add_bos, special=special)
+        """Token ids of a text that is to be continued, so never with an end token.
+
+        add_bos: None follows the file. special: text that spells a control token becomes that token.
+        """
+        return self.tokenizer.encode(text, add_bos=add_bos, add_eos=False, special=special)
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """The text of token ids."""

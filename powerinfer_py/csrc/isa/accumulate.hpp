@@ -55,7 +55,10 @@ void add_rows(
         const float* pointers[K];
         for (int k = 0; k < K; k++) pointers[k] = w[k];
         for (int64_t g = 0; g < n_groups; g++) {
-            for (int k = 0; k < K; k++) G::to_float(rows[k] + g * G::kBytes, w[k]);
+            for (int k = 0; k < K; k++) {
+                fetch<type>(next[k], g * G::kWeights, G::kWeights);
+                G::to_float(rows[k] + g * G::kBytes, w[k]);
+            }
             add_floats<K>(pointers, coefficients, G::kWeights, acc + g * G::kWeights);
         }
     }
@@ -142,14 +145,6 @@ struct StripSum {
         }
     }
 };
-
-// Asks for the bytes of a strip of a row.
-template <WeightType type>
-void fetch(const uint8_t* row, int64_t begin, int64_t n) {
-    using G = Group<type>;
-    const uint8_t* p = row + begin / G::kWeights * G::kBytes;
-    for (int64_t i = 0; i < n / G::kWeights * G::kBytes; i += 64) __builtin_prefetch(p + i);
-}
 
 template <WeightType type>
 int64_t strip_sums(const AccumulateJob& job, const StripTile& tile, float* scratch) {

@@ -57,7 +57,11 @@ void products_through_buffer(
     for (; begin < cols; begin += kChunkCols) {
         const int64_t n = cols - begin < kChunkCols ? cols - begin : kChunkCols;
         whole = n / kWidth * kWidth;
-        for (int r = 0; r < n_rows; r++) dequantize<type>(rows[r], begin, n, w + r * kChunkCols);
+        const int64_t ahead = cols - begin - n < kChunkCols ? cols - begin - n : kChunkCols;
+        for (int r = 0; r < n_rows; r++) {
+            fetch<type>(rows[r], begin + n, ahead);
+            dequantize<type>(rows[r], begin, n, w + r * kChunkCols);
+        }
         int r = 0;
         for (; r + 4 <= n_rows; r += 4)
             tile_rows<4, kTileTokens>(w + r * kChunkCols, x, n_tokens, begin, whole, acc + r);
@@ -118,6 +122,8 @@ void products_of_one(const uint8_t* const* rows, int n_rows, const float* x, int
     } else {
         for (; r < n_rows; r += kRowTile) {
             const int n = n_rows - r < kRowTile ? n_rows - r : kRowTile;
+            for (int i = r + kRowTile; i < n_rows && i < r + 2 * kRowTile; i++)
+                fetch<type>(rows[i], 0, cols < kChunkCols ? cols : kChunkCols);
             products_through_buffer<type>(rows + r, n, &x, 1, cols, results + r);
         }
     }

@@ -30,6 +30,14 @@ void dequantize(const uint8_t* row, int64_t begin, int64_t n, float* out) {
         G::to_float(p + n_groups * G::kBytes, out + n_groups * 32, n - n_groups * 32);
 }
 
+// Asks for the bytes of weights [begin, begin + n) of a row ahead of their use; both are multiples of a group.
+template <WeightType type>
+void fetch(const uint8_t* row, int64_t begin, int64_t n) {
+    using G = Group<type>;
+    const uint8_t* p = row + begin / G::kWeights * G::kBytes;
+    for (int64_t i = 0; i < n / G::kWeights * G::kBytes; i += 64) __builtin_prefetch(p + i);
+}
+
 // Calls action(tag) for the type; the tag's `value` is a constant.
 template <WeightType type>
 struct TypeTag {

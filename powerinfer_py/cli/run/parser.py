@@ -1,4 +1,4 @@
-"""The argument parser of `powerinfer-run`, built from the tables of run_flags and run_refused.
+"""The argument parser of `powerinfer-run`, built from the tables in flags.py and refused.py.
 
 Unlike plain argparse: a usage error is one line, exit code 2; a value may begin with a dash, as in `-p "- eggs"`; and
 underscores in long names mean dashes. Both latter as in PowerInfer.
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from powerinfer_py.cli.command import version_line
-from powerinfer_py.cli.run_flags import FLAGS, GROUPS, Flag
-from powerinfer_py.cli.run_refused import refusal
-from powerinfer_py.cli.run_values import unicode_text
+from powerinfer_py.cli.run.flags import FLAGS, GROUPS, Flag
+from powerinfer_py.cli.run.refused import refusal
+from powerinfer_py.cli.run.values import unicode_text
 from powerinfer_py.errors import printable
 
 PROG = "powerinfer-run"

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from powerinfer_py.cli.run_output import TextOutput, note, print_ending
-from powerinfer_py.cli.run_prompts import prompt_tokens
-from powerinfer_py.cli.run_signals import Signals
+from powerinfer_py.cli.run.output import TextOutput, note, print_ending
+from powerinfer_py.cli.run.prompts import prompt_tokens
+from powerinfer_py.cli.run.signals import Signals
 from powerinfer_py.errors import printable
 
 if TYPE_CHECKING:

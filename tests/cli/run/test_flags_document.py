@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from powerinfer_py.cli.run_flags import FLAGS, Flag, Origin
-from powerinfer_py.cli.run_parser import parse
-from powerinfer_py.cli.run_refused import REFUSED
+from powerinfer_py.cli.run.flags import FLAGS, Flag, Origin
+from powerinfer_py.cli.run.parser import parse
+from powerinfer_py.cli.run.refused import REFUSED
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "flags.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "flags.md"
 
 
 def table(heading: str) -> list[list[str]]:

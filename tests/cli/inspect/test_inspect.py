@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from powerinfer_py.cli import inspect
-from powerinfer_py.cli.inspection import inspect_file, part_of
+from powerinfer_py.cli.inspect.inspection import inspect_file, part_of
 from powerinfer_py.errors import FileFormatError
 from powerinfer_py.gguf import GGMLType, GGUFWriter, ValueType
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Every flag of `powerinfer-run` as data: names, default, reader, help, and how it relates to PowerInfer's `main`.
 
-Not the parser (run_parser) and not the flags that are refused (run_refused). docs/flags.md is held against this table
+Not the parser (parser.py), not the flags that are refused (refused.py). docs/flags.md is held against this table
 by a test. Defaults of sampling and running come from config, so that the command and `LLM` cannot drift apart.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from powerinfer_py.cli.run_values import integer, logit_bias, nonempty_text, number, unicode_text, vram_budget
+from powerinfer_py.cli.run.values import integer, logit_bias, nonempty_text, number, unicode_text, vram_budget
 from powerinfer_py.config import Activation, RuntimeOptions, SamplingParams, Sparsity
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from powerinfer_py.cli.gpu_index_inspection import GpuIndexReport, inspect_gpu_index
+from powerinfer_py.cli.inspect.gpu_index import GpuIndexReport, inspect_gpu_index
 from powerinfer_py.gguf import GGUFFile, MetadataEntry, TensorInfo, ValueType, fingerprint, keys, open_gguf
 from powerinfer_py.models.registry import ARCHITECTURES
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from powerinfer_py.cli.run_flags import FLAGS, Flag, Origin
-from powerinfer_py.cli.run_parser import build_parser, parse
-from powerinfer_py.cli.run_refused import REFUSED
+from powerinfer_py.cli.run.flags import FLAGS, Flag, Origin
+from powerinfer_py.cli.run.parser import build_parser, parse
+from powerinfer_py.cli.run.refused import REFUSED
 from powerinfer_py.config import RuntimeOptions, SamplingParams
 
 # Every flag that the parser of PowerInfer's `main` knows (commit d3ebd7c), --help apart.

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from powerinfer_py.cli.gpu_index_inspection import GpuIndexReport
-from powerinfer_py.cli.inspection import Inspection, MetadataLine, Share
+from powerinfer_py.cli.inspect.gpu_index import GpuIndexReport
+from powerinfer_py.cli.inspect.inspection import Inspection, MetadataLine, Share
 from powerinfer_py.errors import printable
 
 # Width of the tables where the output is no terminal.

@@ -1,6 +1,6 @@
 """Flags of PowerInfer's `main` that `powerinfer-run` refuses by name, each with the replacement or the reason.
 
-Not the flags it knows (run_flags). docs/flags.md is held against this table by a test.
+Not the flags it knows (flags.py). docs/flags.md is held against this table by a test.
 """
 
 from __future__ import annotations

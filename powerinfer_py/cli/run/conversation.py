@@ -10,10 +10,10 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from powerinfer_py.cli.run_output import TextOutput, note, print_ending
-from powerinfer_py.cli.run_prompts import begin_of_text, prompt_tokens, unescaped
-from powerinfer_py.cli.run_settings import is_plain
-from powerinfer_py.cli.run_signals import Signals
+from powerinfer_py.cli.run.output import TextOutput, note, print_ending
+from powerinfer_py.cli.run.prompts import begin_of_text, prompt_tokens, unescaped
+from powerinfer_py.cli.run.settings import is_plain
+from powerinfer_py.cli.run.signals import Signals
 from powerinfer_py.errors import ContextError, FileFormatError, OptionError
 
 if TYPE_CHECKING:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 
 from powerinfer_py.cli.command import run_command, version_line
-from powerinfer_py.cli.inspection import Inspection, inspect_file
+from powerinfer_py.cli.inspect.inspection import Inspection, inspect_file
 
 PROG = "powerinfer-inspect"
 _EXAMPLES = """\
@@ -57,11 +56,7 @@ def _inspect(path: str, *, as_json: bool, tensors: bool) -> int:
         print(to_json(inspection, tensors=tensors))
         return 0
     # rich takes 0.1 s to import, which a JSON reader need not wait for.
-    from powerinfer_py.cli.inspection_tables import print_inspection
+    from powerinfer_py.cli.inspect.tables import print_inspection
 
     print_inspection(inspection, tensors=tensors)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

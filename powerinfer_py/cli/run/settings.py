@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from powerinfer_py.cli.run_prompts import unescaped
+from powerinfer_py.cli.run.prompts import unescaped
 from powerinfer_py.config import RuntimeOptions, SamplingParams
 from powerinfer_py.errors import OptionError
 
