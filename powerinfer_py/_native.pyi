@@ -1,8 +1,8 @@
 """Types of the native extension (csrc/bindings.cpp).
 
 Tensors are passed as addresses of contiguous memory: float32 unless said otherwise, 0 for an optional one that is
-absent. Dtype, shape and contiguity are the caller's to check (kernels/cpu.py does); the extension refuses null addresses,
-sizes that make no sense (ValueError) and indices out of range (IndexError). Every call releases the GIL.
+absent. Dtype, shape and contiguity are the caller's to check (kernels/cpu.py does); the extension refuses null
+addresses, sizes that make no sense (ValueError) and indices out of range (IndexError). Every call releases the GIL.
 """
 
 import numpy as np
@@ -21,6 +21,46 @@ class Matrix:
     def rows(self) -> int: ...
     @property
     def cols(self) -> int: ...
+
+class AttentionBlock:
+    """Norm, attention and output projection of one layer. Keeps the matrices alive, not the norm and bias tensors."""
+
+    def __init__(
+        self,
+        norm: tuple[int, int, float, bool],
+        qkv: list[Matrix],
+        qkv_biases: list[int],
+        output: Matrix,
+        output_bias: int,
+        heads: tuple[int, int, int, int],
+        scale: float,
+    ) -> None:
+        """norm: weight, bias or 0, epsilon, whether the mean is subtracted. qkv: one fused matrix or three.
+
+        heads: n_head, n_head_kv, head_dim, head_dim_v. Raises ValueError for shapes that do not fit each other.
+        """
+
+class FeedForwardBlock:
+    """Predictor, norm and FFN of one layer. Keeps the matrices alive, not the norm and bias tensors."""
+
+    def __init__(
+        self,
+        norm: tuple[int, int, float, bool],
+        gate: Matrix | None,
+        gate_bias: int,
+        up: Matrix,
+        up_bias: int,
+        down: Matrix,
+        down_bias: int,
+        down_is_transposed: bool,
+        fc1: Matrix | None,
+        fc2: Matrix | None,
+        activation: int,
+        fatrelu_threshold: float,
+        sparse_threshold: float,
+        dense: bool,
+    ) -> None:
+        """activation: relu, relu2, fatrelu, drelu, silu as 0 to 4. Raises ValueError for shapes that do not fit."""
 
 class CpuKernels:
     """One set of kernels and the threads it owns. Calls from several threads take turns."""
@@ -90,3 +130,32 @@ class CpuKernels:
         /,
     ) -> None:
         """Arrays as `Kernels.attention` has them; caches float16, slots and positions int64."""
+
+    def attention_block(
+        self,
+        block: AttentionBlock,
+        x: int,
+        residual: int,
+        y: int,
+        k_cache: int,
+        v_cache: int,
+        slots: int,
+        positions: int,
+        cos: int,
+        sin: int,
+        n_tokens: int,
+        n_slots: int,
+        n_ctx: int,
+        n_rot: int,
+        halves: bool,
+        /,
+    ) -> None:
+        """x, residual, y (n_tokens, n_embd); the rest as in `attention` and `rope`; cos and sin 0 without RoPE."""
+
+    def feed_forward_block(
+        self, block: FeedForwardBlock, x: int, residual: int, y: int, predicted: int, fired: int, n_tokens: int, /
+    ) -> tuple[int, int, int, int, float]:
+        """x, residual, y (n_tokens, n_embd); predicted, fired (n_tokens, n_ff; bool) or 0.
+
+        Returns gate, up and down products, neurons that fired, and seconds in the predictor.
+        """

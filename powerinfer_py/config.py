@@ -50,7 +50,8 @@ class RopeConfig:
     """Rotary position embedding as the file states it.
 
     n_rot: dimensions of a head that are rotated (even). freq_base: theta of the geometric series.
-    factor: context stretch, 1.0 for none. attn_factor: multiplies cosines and sines. original_context, beta_*: YaRN only.
+    factor: context stretch, 1.0 for none. attn_factor: multiplies cosines and sines.
+    original_context, beta_*: YaRN only.
     """
 
     n_rot: int

@@ -2,85 +2,24 @@
 //
 // Tensors arrive as addresses. Converting a torch tensor through DLPack costs 2 us an argument, asking it for its address
 // 0.1 us; powerinfer_py/kernels/cpu.py has checked dtype, contiguity and shape, everything else is checked here.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
-#include "operations.hpp"
-
-namespace nb = nanobind;
+#include "bindings.hpp"
 
 namespace powerinfer {
 
 namespace {
 
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
 constexpr int kMaxThreads = 1024;
-
-struct BlockLayout {
-    WeightType type;
-    int64_t n_weights, n_bytes;
-};
-constexpr BlockLayout kLayouts[] = {
-    {WeightType::F32, 1, 4},      {WeightType::F16, 1, 2},      {WeightType::BF16, 1, 2},     {WeightType::Q4_0, 32, 18},
-    {WeightType::Q4_1, 32, 20},   {WeightType::Q5_0, 32, 22},   {WeightType::Q5_1, 32, 24},   {WeightType::Q8_0, 32, 34},
-    {WeightType::Q2_K, 256, 84},  {WeightType::Q3_K, 256, 110}, {WeightType::Q4_K, 256, 144}, {WeightType::Q5_K, 256, 176},
-    {WeightType::Q6_K, 256, 210},
-};
-
-[[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
-
-void require(bool condition, const char* message) {
-    if (!condition) refuse(message);
-}
-
-// An address as a pointer; null only where `n` elements are none.
-template <typename T>
-T* pointer(uintptr_t address, int64_t n, const char* name) {
-    if (address == 0 && n != 0) refuse(std::string(name) + " is null");
-    return reinterpret_cast<T*>(address);
-}
-
-void require_indices(const int64_t* ids, int64_t n, int64_t end, const char* name) {
-    for (int64_t i = 0; i < n; i++)
-        if (ids[i] < 0 || ids[i] >= end) {
-            const std::string message =
-                std::string(name) + " " + std::to_string(ids[i]) + " is not in [0, " + std::to_string(end) + ")";
-            throw nb::index_error(message.c_str());
-        }
-}
-
-class Matrix {
-public:
-    Matrix(Bytes data, int type_id, int64_t rows, int64_t cols) : data_(std::move(data)) {
-        const BlockLayout* layout = nullptr;
-        for (const BlockLayout& candidate : kLayouts)
-            if (static_cast<int>(candidate.type) == type_id) layout = &candidate;
-        if (!layout) refuse("no kernel computes with weight type " + std::to_string(type_id));
-        // The lists of accumulate_rows keep row numbers in 32 bits.
-        require(rows >= 0 && rows < (int64_t{1} << 31), "rows must be in [0, 2^31)");
-        require(cols >= 0 && cols < (int64_t{1} << 31), "cols must be in [0, 2^31)");
-        require(cols % layout->n_weights == 0, "cols is no multiple of the block of the weight type");
-        const int64_t row_bytes = cols / layout->n_weights * layout->n_bytes;
-        const uint64_t wanted = static_cast<uint64_t>(rows) * static_cast<uint64_t>(row_bytes);
-        if (data_.size() != wanted)
-            refuse("data has " + std::to_string(data_.size()) + " bytes, not " + std::to_string(wanted));
-        weights = {data_.data(), layout->type, rows, cols, row_bytes};
-    }
-
-    WeightMatrix weights;
-
-private:
-    Bytes data_;  // keeps the memory alive
-};
 
 class CpuKernels {
 public:
@@ -164,6 +103,45 @@ public:
         powerinfer::attention(job, executor_);
     }
 
+    // step: addresses and sizes that kernels/cpu.py has checked, in the order of the fields of AttentionStep.
+    void attention_block(const AttentionBlock& block, uintptr_t x, uintptr_t residual, uintptr_t y, uintptr_t k_cache,
+                         uintptr_t v_cache, uintptr_t slots, uintptr_t positions, uintptr_t cos, uintptr_t sin,
+                         int64_t n_tokens, int64_t n_slots, int64_t n_ctx, int64_t n_rot, bool halves) {
+        require(n_tokens >= 0 && n_slots >= 0 && n_ctx >= 0, "a size is negative");
+        require(n_rot % 2 == 0 && n_rot >= 0 && n_rot <= block.job.head_dim, "n_rot must be even and at most head_dim");
+        const AttentionStep step{pointer<const float>(x, n_tokens, "x"),
+                                 pointer<const float>(residual, n_tokens, "residual"),
+                                 pointer<float>(y, n_tokens, "y"),
+                                 pointer<uint16_t>(k_cache, n_tokens, "k_cache"),
+                                 pointer<uint16_t>(v_cache, n_tokens, "v_cache"),
+                                 pointer<const int64_t>(slots, n_tokens, "slots"),
+                                 pointer<const int64_t>(positions, n_tokens, "positions"),
+                                 pointer<const float>(cos, n_rot, "cos"),
+                                 pointer<const float>(sin, n_rot, "sin"),
+                                 n_tokens, n_ctx, n_rot, halves};
+        require_indices(step.slots, n_tokens, n_slots, "slot");
+        require_indices(step.positions, n_tokens, n_ctx, "position");
+        const nb::gil_scoped_release unlocked;
+        powerinfer::attention_block(block.job, step, executor_);
+    }
+
+    // Counts of gate, up and down products and of neurons that fired, and seconds in the predictor.
+    std::tuple<int64_t, int64_t, int64_t, int64_t, double> feed_forward_block(
+        const FeedForwardBlock& block, uintptr_t x, uintptr_t residual, uintptr_t y, uintptr_t predicted,
+        uintptr_t fired, int64_t n_tokens) {
+        require(n_tokens >= 0 && n_tokens < (int64_t{1} << 31), "the number of tokens must be in [0, 2^31)");
+        const FeedForwardStep step{pointer<const float>(x, n_tokens, "x"),
+                                   pointer<const float>(residual, n_tokens, "residual"),
+                                   pointer<float>(y, n_tokens, "y"), reinterpret_cast<uint8_t*>(predicted),
+                                   reinterpret_cast<uint8_t*>(fired), n_tokens};
+        FeedForwardCounts counts;
+        {
+            const nb::gil_scoped_release unlocked;
+            counts = powerinfer::feed_forward_block(block.job, step, executor_);
+        }
+        return {counts.gate, counts.up, counts.down, counts.fired, counts.predictor_s};
+    }
+
 private:
     void norm(const NormJob& job) {
         require(job.n_tokens >= 0 && job.n >= 0, "a size is negative");
@@ -227,5 +205,8 @@ NB_MODULE(_native, m) {
         .def("rms_norm", &CpuKernels::rms_norm)
         .def("layer_norm", &CpuKernels::layer_norm)
         .def("rope", &CpuKernels::rope)
-        .def("attention", &CpuKernels::attention);
+        .def("attention", &CpuKernels::attention)
+        .def("attention_block", &CpuKernels::attention_block)
+        .def("feed_forward_block", &CpuKernels::feed_forward_block);
+    bind_blocks(m);
 }

@@ -36,11 +36,14 @@ struct Executor {
 
     const KernelTable& kernels;
     ThreadPool pool;
-    std::mutex busy;  // held for the whole of an operation: callers on several threads take turns
+    // Held for the whole of an operation, of a block too: callers on several threads take turns.
+    std::recursive_mutex busy;
     Scratch<int32_t> row_lists;
     Scratch<float> partials;
     Scratch<float> strips;
     Scratch<float> scores;
+    Scratch<float> activations;  // between the operations of a block
+    Scratch<uint8_t> masks;
 };
 
 // Kernel tables this CPU can run (operating system support included), best last; never empty.

@@ -100,4 +100,88 @@ struct AttentionJob {
     float scale;
 };
 
+enum class Activation : int32_t { relu, relu2, fatrelu, drelu, silu };
+
+// The elements between an FFN's products, flat over (n_tokens, n_ff).
+struct HiddenJob {
+    const float* first;   // products of the rows read first: the gate, or up without a gate
+    const float* up;      // products of the up rows behind a gate, or null
+    const uint8_t* mask;  // neurons that were to be computed, or null for all
+    uint8_t* fired;
+    float* hidden;
+    Activation activation;
+    float fatrelu_threshold;
+};
+
+struct Norm {
+    const float* weight;  // (n_embd)
+    const float* bias;    // (n_embd) or null
+    float eps;
+    bool subtract_mean;
+};
+
+struct Linear {
+    WeightMatrix matrix;
+    const float* bias;  // (rows) or null
+};
+
+// Norm, attention, output projection. Prepared at load; what changes from step to step is in AttentionStep.
+struct AttentionBlockJob {
+    Norm norm;
+    Linear q, k, v, output;
+    int64_t n_embd;
+    int64_t n_head;
+    int64_t n_head_kv;
+    int64_t head_dim;
+    int64_t head_dim_v;
+    float scale;
+};
+
+// cos and sin are null for a model without rotary positions.
+struct AttentionStep {
+    const float* x;         // (n_tokens, n_embd)
+    const float* residual;  // (n_tokens, n_embd), added to the result
+    float* y;               // (n_tokens, n_embd); may be x or residual
+    uint16_t* k_cache;
+    uint16_t* v_cache;
+    const int64_t* slots;
+    const int64_t* positions;
+    const float* cos;
+    const float* sin;
+    int64_t n_tokens;
+    int64_t n_ctx;
+    int64_t n_rot;
+    bool halves;
+};
+
+// Predictor, norm, sparse FFN. A gate or predictor that is absent has null data. `dense` reads every row.
+struct FeedForwardBlockJob {
+    Norm norm;
+    Linear gate, up, down;
+    WeightMatrix fc1, fc2;
+    bool down_is_transposed;
+    bool dense;
+    Activation activation;
+    float fatrelu_threshold;
+    float sparse_threshold;
+    int64_t n_embd;
+    int64_t n_ff;
+};
+
+// predicted and fired, (n_tokens, n_ff) of 0 and 1, are filled where they are not null.
+struct FeedForwardStep {
+    const float* x;         // (n_tokens, n_embd): what the predictor sees, and the FFN through its norm
+    const float* residual;  // (n_tokens, n_embd), added to the result
+    float* y;               // (n_tokens, n_embd); may be x or residual
+    uint8_t* predicted;
+    uint8_t* fired;
+    int64_t n_tokens;
+};
+
+// (token, row) products, counted where they were computed, neurons that fired, and seconds in the predictor.
+struct FeedForwardCounts {
+    int64_t gate, up, down, fired;
+    double predictor_s;
+};
+
 }  // namespace powerinfer

@@ -53,6 +53,12 @@ struct KernelTable {
     void (*attention_store)(const AttentionJob&, int64_t head_kv);
     // All query heads of one token that share a key head; scores: (n_head / n_head_kv) * (positions[token] + 1) floats.
     void (*attention_item)(const AttentionJob&, int64_t token, int64_t head_kv, float* scores);
+    // Elements [begin, end) of flat arrays; the counts are of mask elements set, and of neurons that fired.
+    void (*relu)(float* x, int64_t begin, int64_t end);
+    int64_t (*predict)(const float* scores, float threshold, uint8_t* mask, int64_t begin, int64_t end);
+    void (*fire)(const HiddenJob&, int64_t begin, int64_t end);
+    int64_t (*hide)(const HiddenJob&, int64_t begin, int64_t end);
+    void (*add)(const float* a, const float* b, float* y, int64_t begin, int64_t end);
 };
 
 namespace isa_scalar {

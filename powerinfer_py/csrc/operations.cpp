@@ -27,12 +27,34 @@ void run_items(Executor& executor, int64_t n_items, bool inline_all, const Body&
 
 // A sparse item must hold enough wanted rows that their groups of four are full and the next can be asked for early.
 constexpr int64_t kMaskedItemRows = 256;
+// Most products that linear_group takes at once: queries, keys and values.
+constexpr int kMaxGroup = 3;
 
 // Rows per item of work that reads whole rows, a multiple of 8 (the kernels' row tile).
 int64_t rows_per_item(const WeightMatrix& matrix) {
     const int64_t wanted = divide_up(kItemBytes, std::max<int64_t>(matrix.row_bytes, 1));
     return std::clamp<int64_t>(divide_up(wanted, 8) * 8, 8, 512);
 }
+
+// How the products of a job are cut into items.
+struct LinearItems {
+    int64_t rows = 0, row_items = 0, n = 0;
+
+    LinearItems() = default;
+    LinearItems(const LinearJob& job, bool one_item) : rows(rows_per_item(job.matrix)) {
+        const int64_t n_rows = job.matrix.rows;
+        if (job.mask && job.n_tokens == 1) rows = std::max(rows, std::min(n_rows / 128 * 8, kMaskedItemRows));
+        if (one_item) rows = std::max<int64_t>(n_rows, 1);
+        row_items = divide_up(n_rows, rows);
+        n = row_items * divide_up(job.n_tokens, kTokenBlock);
+    }
+
+    // Row items vary fastest, so that threads stream neighbouring rows.
+    ProductTile tile(const LinearJob& job, int64_t item) const {
+        const int64_t row = item % row_items * rows, token = item / row_items * kTokenBlock;
+        return {row, std::min(row + rows, job.matrix.rows), token, std::min(token + kTokenBlock, job.n_tokens)};
+    }
+};
 
 // One token's list of rows, cut into chunks of kAccumulateChunk.
 int64_t accumulate_by_chunks(const AccumulateJob& job, Executor& executor, bool inline_all) {
@@ -83,21 +105,28 @@ int64_t accumulate_by_strips(const AccumulateJob& job, Executor& executor, bool 
 
 int64_t linear(const LinearJob& job, Executor& executor) {
     const std::lock_guard lock(executor.busy);
-    const WeightMatrix& m = job.matrix;
-    const bool inline_all = m.rows * m.cols * job.n_tokens <= kInlineProducts;
-    int64_t item_rows = rows_per_item(m);
-    if (job.mask && job.n_tokens == 1) item_rows = std::max(item_rows, std::min(m.rows / 128 * 8, kMaskedItemRows));
-    if (inline_all) item_rows = std::max<int64_t>(m.rows, 1);
-    const int64_t n_row_items = divide_up(m.rows, item_rows);
+    const bool inline_all = job.matrix.rows * job.matrix.cols * job.n_tokens <= kInlineProducts;
+    const LinearItems items(job, inline_all);
     std::atomic<int64_t> total{0};
-    // Row items vary fastest, so that threads stream neighbouring rows.
-    run_items(executor, n_row_items * divide_up(job.n_tokens, kTokenBlock), inline_all, [&](int64_t item, int) {
-        const int64_t row = item % n_row_items * item_rows, token = item / n_row_items * kTokenBlock;
-        const ProductTile tile{row, std::min(row + item_rows, m.rows), token,
-                               std::min(token + kTokenBlock, job.n_tokens)};
-        total.fetch_add(executor.kernels.linear_tile(job, tile), std::memory_order_relaxed);
+    run_items(executor, items.n, inline_all, [&](int64_t item, int) {
+        total.fetch_add(executor.kernels.linear_tile(job, items.tile(job, item)), std::memory_order_relaxed);
     });
     return total.load();
+}
+
+void linear_group(const LinearJob* jobs, int n_jobs, Executor& executor) {
+    const std::lock_guard lock(executor.busy);
+    int64_t products = 0;
+    for (int i = 0; i < n_jobs; i++) products += jobs[i].matrix.rows * jobs[i].matrix.cols * jobs[i].n_tokens;
+    const bool inline_all = products <= kInlineProducts;
+    LinearItems items[kMaxGroup];
+    int64_t n = 0;
+    for (int i = 0; i < n_jobs; i++) n += (items[i] = LinearItems(jobs[i], inline_all)).n;
+    run_items(executor, n, inline_all, [&](int64_t item, int) {
+        int i = 0;
+        while (item >= items[i].n) item -= items[i++].n;
+        executor.kernels.linear_tile(jobs[i], items[i].tile(jobs[i], item));
+    });
 }
 
 int64_t accumulate_rows(const AccumulateJob& job, Executor& executor) {

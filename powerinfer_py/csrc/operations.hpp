@@ -14,5 +14,10 @@ void rows(const RowsJob& job, Executor& executor);
 void norm(const NormJob& job, Executor& executor);
 void rope(const RopeJob& job, Executor& executor);
 void attention(const AttentionJob& job, Executor& executor);
+// Up to three products of the same tokens at once: one hand-over to the threads instead of one each.
+void linear_group(const LinearJob* jobs, int n_jobs, Executor& executor);
+// y = residual + the block's result, each in a single call.
+void attention_block(const AttentionBlockJob& job, const AttentionStep& step, Executor& executor);
+FeedForwardCounts feed_forward_block(const FeedForwardBlockJob& job, const FeedForwardStep& step, Executor& executor);
 
 }  // namespace powerinfer

@@ -56,8 +56,8 @@ def feed_forward(
 ) -> FeedForwardOutput:
     """The FFN of x (T, n_embd).
 
-    mask: (T, n_ff) bool, the neurons to compute, or None for all. dense: every row of gate, up and down is read whatever
-    the mask and the activation say (SILU always does); the result differs only by the order of sums.
+    mask: (T, n_ff) bool, the neurons to compute, or None for all. dense: every row of gate, up and down is read,
+    whatever the mask and the activation say (SILU always does); the result differs only by the order of sums.
     Raises ValueError for dReLU without a gate, and for a down projection whose rows are not neurons in a sparse call.
     """
     dense = dense or not activation.is_sparse

@@ -19,6 +19,8 @@ from powerinfer_py.gguf.types import GGMLType, row_bytes
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock, FeedForwardResult, LayerCache
+
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
@@ -66,7 +68,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def matrix(self, name: str, ggml_type: GGMLType, rows: int, cols: int, data: npt.NDArray[np.uint8]) -> Matrix:
-        """Prepares a weight matrix. `data` (uint8, rows * row_bytes) must stay alive and unchanged; it is not copied."""
+        """Prepares a weight matrix. `data` (uint8, rows * row_bytes) must stay alive, unchanged; it is not copied."""
 
     @abstractmethod
     def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -121,9 +123,44 @@ class Kernels(ABC):
         """Stores the new keys and values, then attends causally: `softmax(scale * q k^T) v`.
 
         q: (T, n_head, head_dim); k: (T, n_head_kv, head_dim); v: (T, n_head_kv, head_dim_v).
-        k_cache: (n_slots, n_head_kv, n_ctx, head_dim), v_cache: (..., head_dim_v), float16, written in place, rounded to
-        nearest even. slots, positions: (T; int64), where token t is stored; it attends to positions 0 .. positions[t] of
-        its slot. All T tokens are stored before any of them attends, and keys and values are always read back from the
-        cache, so that prefill and decode see the same rounding. Query head h uses key head h // (n_head / n_head_kv).
+        k_cache: (n_slots, n_head_kv, n_ctx, head_dim), v_cache: (..., head_dim_v), float16, written in place, rounded
+        to nearest even. slots, positions: (T; int64), where token t is stored; it attends to positions
+        0 .. positions[t] of its slot. All T tokens are stored before any of them attends; keys and values are always
+        read back from the cache, so that prefill and decode see the same rounding. Query head h uses key head
+        h // (n_head / n_head_kv).
         Returns (T, n_head * head_dim_v).
+        """
+
+    def prepare_attention(self, block: AttentionBlock) -> AttentionBlock:
+        """The block with the handle that these kernels want; it works only with them from then on."""
+        return block
+
+    def prepare_feed_forward(self, block: FeedForwardBlock) -> FeedForwardBlock:
+        """The block with the handle that these kernels want; it works only with them from then on."""
+        return block
+
+    @abstractmethod
+    def attention_block(
+        self,
+        block: AttentionBlock,
+        x: Tensor,
+        residual: Tensor,
+        cache: LayerCache,
+        slots: Tensor,
+        positions: Tensor,
+        rope: RopeTable | None,
+    ) -> Tensor:
+        """`residual + attention(norm(x))`: x and residual (T, n_embd), slots and positions (T; int64).
+
+        Bit-equal to `blocks.attend` over the same kernels.
+        """
+
+    @abstractmethod
+    def feed_forward_block(
+        self, block: FeedForwardBlock, x: Tensor, residual: Tensor, *, observe: bool = False
+    ) -> FeedForwardResult:
+        """`residual + ffn(norm(x))`: x and residual (T, n_embd); the predictor sees x itself.
+
+        observe: hand out which neurons were predicted and fired. Bit-equal to `blocks.run_feed_forward` over the same
+        kernels but for SiLU, whose exponential may differ in the last place.
         """

@@ -16,6 +16,14 @@ from torch import Tensor
 
 from powerinfer_py.gguf.quants import dequantize, dequantize_rows
 from powerinfer_py.gguf.types import GGMLType
+from powerinfer_py.kernels.blocks import (
+    AttentionBlock,
+    FeedForwardBlock,
+    FeedForwardResult,
+    LayerCache,
+    attend,
+    run_feed_forward,
+)
 from powerinfer_py.kernels.interface import Kernels, Matrix, RopeTable
 
 
@@ -123,6 +131,23 @@ class ReferenceKernels(Kernels):
             scores = torch.einsum("hd,hnd->hn", q[t], keys) * scale
             y[t] = torch.einsum("hn,hnd->hd", torch.softmax(scores, dim=-1), values)
         return y.reshape(n_tokens, math.prod(y.shape[1:]))
+
+    def attention_block(
+        self,
+        block: AttentionBlock,
+        x: Tensor,
+        residual: Tensor,
+        cache: LayerCache,
+        slots: Tensor,
+        positions: Tensor,
+        rope: RopeTable | None,
+    ) -> Tensor:
+        return attend(self, block, x, residual, cache, slots, positions, rope)
+
+    def feed_forward_block(
+        self, block: FeedForwardBlock, x: Tensor, residual: Tensor, *, observe: bool = False
+    ) -> FeedForwardResult:
+        return run_feed_forward(self, block, x, residual, observe)
 
 
 def _require_indices(ids: Tensor, end: int, name: str) -> None:

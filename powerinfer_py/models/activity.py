@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from powerinfer_py.kernels.blocks import FeedForwardResult
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -47,6 +49,15 @@ class Activity:
         for name in ("neurons", "first", "second", "down", "fired"):
             setattr(self, name, np.zeros(self.n_layer, dtype=np.int64))
         self.predictor_s = 0.0
+
+    def record(self, layer: int, neurons: int, result: FeedForwardResult) -> None:
+        """Adds what one forward of `layer` computed of its `neurons` (tokens x n_ff)."""
+        self.neurons[layer] += neurons
+        self.fired[layer] += result.n_fired
+        self.down[layer] += result.down_products
+        self.first[layer] += result.gate_products if self.gated else result.up_products
+        self.second[layer] += result.up_products if self.gated else 0
+        self.predictor_s += result.predictor_s
 
     @property
     def share_computed(self) -> float:

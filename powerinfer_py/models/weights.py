@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from powerinfer_py.config import ModelConfig
+from powerinfer_py.config import ModelConfig, Sparsity
+from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock, Linear, Norm, Predictor
 from powerinfer_py.kernels.feed_forward import FeedForwardWeights
 from powerinfer_py.kernels.interface import Matrix
 from powerinfer_py.models.architecture import Architecture, NormKind
@@ -37,40 +38,19 @@ class WeightSource(Protocol):
     def vector(self, name: str, n: int) -> Tensor:
         """A norm weight or bias, float32 (n)."""
 
+    def prepare_attention(self, block: AttentionBlock) -> AttentionBlock:
+        """The block ready for the kernels that will run it."""
 
-@dataclass(frozen=True, eq=False)
-class NormWeights:
-    """Scale and, for a LayerNorm, shift, each (n_embd)."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """A matrix (n_out, n_in) and its bias (n_out)."""
-
-    matrix: Matrix
-    bias: Tensor | None
-
-
-@dataclass(frozen=True, eq=False)
-class Predictor:
-    """`fc2 @ relu(fc1 @ x)`: fc1 (rank, n_embd), fc2 (n_ff, rank)."""
-
-    fc1: Matrix
-    fc2: Matrix
+    def prepare_feed_forward(self, block: FeedForwardBlock) -> FeedForwardBlock:
+        """The block ready for the kernels that will run it."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """One layer. `qkv` holds one fused projection or three, whose outputs in order are queries, keys and values."""
+    """One layer. `predictor` is the file's, whether or not the FFN uses it in this mode."""
 
-    attention_norm: NormWeights
-    qkv: tuple[Linear, ...]
-    attention_output: Linear
-    ffn_norm: NormWeights
-    ffn: FeedForwardWeights
+    attention: AttentionBlock
+    feed_forward: FeedForwardBlock
     predictor: Predictor | None
 
 
@@ -81,104 +61,127 @@ class ModelWeights:
     token_embd: Matrix
     position_embd: Matrix | None
     layers: tuple[LayerWeights, ...]
-    output_norm: NormWeights
+    output_norm: Norm
     output: Matrix
 
 
-def assemble(
-    architecture: Architecture, config: ModelConfig, source: WeightSource, layers: range, *, neurons_as_rows: bool
-) -> ModelWeights:
-    """Finds every tensor of the graph in `source`. Raises ModelError for one missing or of the wrong shape.
+@dataclass(frozen=True, eq=False)
+class Assembly:
+    """Finds every tensor of a graph in `source`, for one sparsity mode (resolved: never AUTO).
 
-    layers: which layers to assemble. neurons_as_rows: the down projection is needed with a neuron a row; where the file
-    holds it the other way (dense GGUF) it is transposed.
+    Where a mode skips neurons and the file holds down projections the other way (dense GGUF), they are transposed.
+    Every method raises ModelError for a tensor that is missing or has the wrong shape.
     """
-    embedding = source.matrix("token_embd.weight", config.n_vocab, config.n_embd)
-    head = source.matrix("output.weight", config.n_vocab, config.n_embd) if source.has("output.weight") else embedding
-    position_rows = config.n_ctx_train + architecture.position_offset
-    return ModelWeights(
-        token_embd=embedding,
-        position_embd=None
-        if architecture.uses_rope
-        else source.matrix("position_embd.weight", position_rows, config.n_embd),
-        layers=tuple(_layer(architecture, config, source, i, neurons_as_rows) for i in layers),
-        output_norm=_norm(architecture, config, source, "output_norm"),
-        output=head,
-    )
 
+    architecture: Architecture
+    config: ModelConfig
+    source: WeightSource
+    sparsity: Sparsity
 
-def _layer(
-    architecture: Architecture, config: ModelConfig, source: WeightSource, index: int, neurons_as_rows: bool
-) -> LayerWeights:
-    prefix = f"blk.{index}."
-    heads = config.n_head * config.head_dim_v
-    first_norm = _norm(architecture, config, source, prefix + "attn_norm")
-    if architecture.parallel:
-        ffn_norm = first_norm
-        two_norms = source.has(prefix + "attn_norm_2.weight")
-        attention_norm = _norm(architecture, config, source, prefix + "attn_norm_2") if two_norms else first_norm
-    else:
-        attention_norm = first_norm
-        ffn_norm = _norm(architecture, config, source, prefix + "ffn_norm")
-    return LayerWeights(
-        attention_norm=attention_norm,
-        qkv=tuple(_qkv(config, source, prefix)),
-        attention_output=_linear(source, prefix + "attn_output", config.n_embd, heads),
-        ffn_norm=ffn_norm,
-        ffn=_feed_forward(architecture, config, source, prefix, neurons_as_rows),
-        predictor=_predictor(config, source, prefix) if config.has_predictors else None,
-    )
+    def model(self, layers: range) -> ModelWeights:
+        """Embedding, head and the layers of the range."""
+        config, source = self.config, self.source
+        embedding = source.matrix("token_embd.weight", config.n_vocab, config.n_embd)
+        has_head = source.has("output.weight")
+        position_rows = config.n_ctx_train + self.architecture.position_offset
+        return ModelWeights(
+            token_embd=embedding,
+            position_embd=None
+            if self.architecture.uses_rope
+            else source.matrix("position_embd.weight", position_rows, config.n_embd),
+            layers=tuple(self._layer(f"blk.{i}.") for i in layers),
+            output_norm=self._norm("output_norm"),
+            output=source.matrix("output.weight", config.n_vocab, config.n_embd) if has_head else embedding,
+        )
 
+    def _layer(self, prefix: str) -> LayerWeights:
+        first_norm = self._norm(prefix + "attn_norm")
+        if self.architecture.parallel:
+            ffn_norm = first_norm
+            two_norms = self.source.has(prefix + "attn_norm_2.weight")
+            attention_norm = self._norm(prefix + "attn_norm_2") if two_norms else first_norm
+        else:
+            ffn_norm = self._norm(prefix + "ffn_norm")
+            attention_norm = first_norm
+        predictor = self._predictor(prefix) if self.config.has_predictors else None
+        return LayerWeights(
+            attention=self.source.prepare_attention(self._attention(prefix, attention_norm)),
+            feed_forward=self.source.prepare_feed_forward(self._feed_forward(prefix, ffn_norm, predictor)),
+            predictor=predictor,
+        )
 
-def _qkv(config: ModelConfig, source: WeightSource, prefix: str) -> Iterator[Linear]:
-    """One fused projection where the file has it, else three; outputs in the order queries, keys, values."""
-    q = config.n_head * config.head_dim
-    k = config.n_head_kv * config.head_dim
-    v = config.n_head_kv * config.head_dim_v
-    fused = source.has(prefix + "attn_qkv.weight")
-    shapes = {"attn_qkv": q + k + v} if fused else {"attn_q": q, "attn_k": k, "attn_v": v}
-    for name, rows in shapes.items():
-        yield _linear(source, prefix + name, rows, config.n_embd)
+    def _attention(self, prefix: str, norm: Norm) -> AttentionBlock:
+        config = self.config
+        return AttentionBlock(
+            norm=norm,
+            qkv=tuple(self._qkv(prefix)),
+            output=self._linear(prefix + "attn_output", config.n_embd, config.n_head * config.head_dim_v),
+            n_head=config.n_head,
+            n_head_kv=config.n_head_kv,
+            head_dim=config.head_dim,
+            head_dim_v=config.head_dim_v,
+        )
 
+    def _qkv(self, prefix: str) -> Iterator[Linear]:
+        """One fused projection where the file has it, else three; outputs in the order queries, keys, values."""
+        config = self.config
+        q = config.n_head * config.head_dim
+        k = config.n_head_kv * config.head_dim
+        v = config.n_head_kv * config.head_dim_v
+        fused = self.source.has(prefix + "attn_qkv.weight")
+        shapes = {"attn_qkv": q + k + v} if fused else {"attn_q": q, "attn_k": k, "attn_v": v}
+        for name, rows in shapes.items():
+            yield self._linear(prefix + name, rows, config.n_embd)
 
-def _feed_forward(
-    architecture: Architecture, config: ModelConfig, source: WeightSource, prefix: str, neurons_as_rows: bool
-) -> FeedForwardWeights:
-    n_ff, n_embd = config.n_ff, config.n_embd
-    has_rows = source.has(prefix + "ffn_down_t.weight")
-    if has_rows:
-        down = source.matrix(prefix + "ffn_down_t.weight", n_ff, n_embd)
-    elif neurons_as_rows:
-        down = source.transposed(prefix + "ffn_down.weight", n_ff, n_embd)
-    else:
-        down = source.matrix(prefix + "ffn_down.weight", n_embd, n_ff)
-    return FeedForwardWeights(
-        up=source.matrix(prefix + "ffn_up.weight", n_ff, n_embd),
-        gate=source.matrix(prefix + "ffn_gate.weight", n_ff, n_embd) if architecture.gated else None,
-        down=down,
-        down_is_transposed=has_rows or neurons_as_rows,
-        up_bias=_bias(source, prefix + "ffn_up", n_ff),
-        gate_bias=_bias(source, prefix + "ffn_gate", n_ff) if architecture.gated else None,
-        down_bias=_bias(source, prefix + ("ffn_down_t" if has_rows else "ffn_down"), n_embd),
-    )
+    def _feed_forward(self, prefix: str, norm: Norm, predictor: Predictor | None) -> FeedForwardBlock:
+        config = self.config
+        return FeedForwardBlock(
+            norm=norm,
+            weights=self._feed_forward_weights(prefix),
+            predictor=predictor if self.sparsity is Sparsity.PREDICTOR else None,
+            activation=config.activation,
+            fatrelu_threshold=config.fatrelu_threshold,
+            sparse_threshold=config.sparse_threshold,
+            dense=self.sparsity is Sparsity.DENSE,
+        )
 
+    def _feed_forward_weights(self, prefix: str) -> FeedForwardWeights:
+        source, n_ff, n_embd = self.source, self.config.n_ff, self.config.n_embd
+        gated = self.architecture.gated
+        has_rows = source.has(prefix + "ffn_down_t.weight")
+        transposes = not has_rows and self.sparsity is not Sparsity.DENSE
+        if has_rows:
+            down = source.matrix(prefix + "ffn_down_t.weight", n_ff, n_embd)
+        elif transposes:
+            down = source.transposed(prefix + "ffn_down.weight", n_ff, n_embd)
+        else:
+            down = source.matrix(prefix + "ffn_down.weight", n_embd, n_ff)
+        return FeedForwardWeights(
+            up=source.matrix(prefix + "ffn_up.weight", n_ff, n_embd),
+            gate=source.matrix(prefix + "ffn_gate.weight", n_ff, n_embd) if gated else None,
+            down=down,
+            down_is_transposed=has_rows or transposes,
+            up_bias=self._bias(prefix + "ffn_up", n_ff),
+            gate_bias=self._bias(prefix + "ffn_gate", n_ff) if gated else None,
+            down_bias=self._bias(prefix + ("ffn_down_t" if has_rows else "ffn_down"), n_embd),
+        )
 
-def _predictor(config: ModelConfig, source: WeightSource, prefix: str) -> Predictor:
-    rank = source.rows(prefix + "fc1.weight")
-    return Predictor(
-        fc1=source.matrix(prefix + "fc1.weight", rank, config.n_embd),
-        fc2=source.matrix(prefix + "fc2.weight", config.n_ff, rank),
-    )
+    def _predictor(self, prefix: str) -> Predictor:
+        rank = self.source.rows(prefix + "fc1.weight")
+        return Predictor(
+            fc1=self.source.matrix(prefix + "fc1.weight", rank, self.config.n_embd),
+            fc2=self.source.matrix(prefix + "fc2.weight", self.config.n_ff, rank),
+        )
 
+    def _norm(self, name: str) -> Norm:
+        n_embd = self.config.n_embd
+        is_layer_norm = self.architecture.norm is NormKind.LAYER
+        bias = self.source.vector(name + ".bias", n_embd) if is_layer_norm else None
+        weight = self.source.vector(name + ".weight", n_embd)
+        return Norm(weight, bias, self.config.norm_eps, subtract_mean=is_layer_norm)
 
-def _norm(architecture: Architecture, config: ModelConfig, source: WeightSource, name: str) -> NormWeights:
-    bias = source.vector(name + ".bias", config.n_embd) if architecture.norm is NormKind.LAYER else None
-    return NormWeights(source.vector(name + ".weight", config.n_embd), bias)
+    def _linear(self, name: str, rows: int, cols: int) -> Linear:
+        return Linear(self.source.matrix(name + ".weight", rows, cols), self._bias(name, rows))
 
-
-def _linear(source: WeightSource, name: str, rows: int, cols: int) -> Linear:
-    return Linear(source.matrix(name + ".weight", rows, cols), _bias(source, name, rows))
-
-
-def _bias(source: WeightSource, name: str, n: int) -> Tensor | None:
-    return source.vector(name + ".bias", n) if source.has(name + ".bias") else None
+    def _bias(self, name: str, n: int) -> Tensor | None:
+        return self.source.vector(name + ".bias", n) if self.source.has(name + ".bias") else None

@@ -20,7 +20,7 @@ from powerinfer_py.models.hyperparameters import read_config
 from powerinfer_py.models.registry import architecture_named
 from powerinfer_py.models.rope import rope_table
 from powerinfer_py.models.transformer import Step, Transformer
-from powerinfer_py.models.weights import assemble
+from powerinfer_py.models.weights import Assembly
 from powerinfer_py.runtime.devices import device_notices
 from powerinfer_py.runtime.host_weights import FileWeights
 from powerinfer_py.runtime.kv_cache import KVCache
@@ -99,8 +99,7 @@ class Engine:
     def _load(self, file: GGUFFile) -> tuple[Transformer, Tensor | None]:
         architecture = architecture_named(self.config.architecture)
         source = FileWeights(file, self.kernels, self.options)
-        needs_rows = self.sparsity is not Sparsity.DENSE
-        weights = assemble(architecture, self.config, source, self.layers, neurons_as_rows=needs_rows)
+        weights = Assembly(architecture, self.config, source, self.sparsity).model(self.layers)
         factors = None
         if self.config.rope is not None and source.has("rope_freqs.weight"):
             factors = source.vector("rope_freqs.weight", self.config.rope.n_rot // 2)
@@ -110,7 +109,7 @@ class Engine:
                 f"down projections were transposed at load ({source.transposed_bytes / 2**20:.0f} MiB): sparse modes "
                 "need a neuron a row, as PWRI files hold it"
             )
-        return Transformer(architecture, self.config, weights, self.layers, self.sparsity), factors
+        return Transformer(architecture, self.config, weights, self.layers), factors
 
     def _make_rope(self, n_ctx: int) -> RopeTable | None:
         if self.config.rope is None:

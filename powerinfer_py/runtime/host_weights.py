@@ -17,6 +17,7 @@ from powerinfer_py.errors import ModelError, UnsupportedError
 from powerinfer_py.gguf import GGUFFile, TensorInfo
 from powerinfer_py.gguf.quants import dequantize
 from powerinfer_py.gguf.types import WEIGHT_TYPES, GGMLType
+from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock
 from powerinfer_py.kernels.interface import Kernels, Matrix
 from powerinfer_py.runtime.host_memory import lock_in_memory
 
@@ -79,6 +80,14 @@ class FileWeights:
 
         info = self._checked(name, (n,))
         return torch.from_numpy(dequantize(self._file.tensor_data(name), info.ggml_type, 1, n).reshape(n).copy())
+
+    def prepare_attention(self, block: AttentionBlock) -> AttentionBlock:
+        """The block ready for these kernels."""
+        return self._kernels.prepare_attention(block)
+
+    def prepare_feed_forward(self, block: FeedForwardBlock) -> FeedForwardBlock:
+        """The block ready for these kernels."""
+        return self._kernels.prepare_feed_forward(block)
 
     def refuse_unused(self, layers: range, n_layer: int) -> None:
         """Raises UnsupportedError for a tensor that the graph lacks; the model's other layers are not judged."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from powerinfer_py.models.transformer import LayerCache
+from powerinfer_py.kernels.blocks import LayerCache
 
 if TYPE_CHECKING:
     pass

@@ -128,7 +128,7 @@ def test_a_number_of_threads_out_of_range_is_refused(threads: int) -> None:
 
 
 def test_an_unknown_instruction_set_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="'neon'.*scalar"):
+    with pytest.raises(ValueError, match=r"'neon'.*scalar"):
         NativeKernels(1, "neon")
 
 

@@ -57,7 +57,7 @@ def test_any_batch(native: NativeKernels, ggml_type: GGMLType) -> None:
 
 def test_widths_that_fit_no_vector(native: NativeKernels) -> None:
     for ggml_type in (GGMLType.F32, GGMLType.F16, GGMLType.BF16):
-        for cols in (5, 37, 513, 1029):
+        for cols in (5, 37, 45, 61, 513, 1053):
             matrix = matrix_of(native, random_rows(ggml_type, 70, cols))
             x, coefficients = tokens(9, cols), tokens(9, 70)
             y = native.linear(matrix, x)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+
 import numpy as np
 import pytest
 import torch
@@ -105,30 +108,25 @@ def test_rows_nobody_wants_are_not_read(native: NativeKernels, ggml_type: GGMLTy
         poisoned = clean.data.reshape(rows, -1).copy()
 
 
-def test_pages_of_rows_nobody_wants_need_not_be_readable(native: NativeKernels) -> None:
+@pytest.mark.parametrize("n_tokens", [1, 2, 6])
+def test_pages_of_rows_nobody_wants_need_not_be_readable(native: NativeKernels, n_tokens: int) -> None:
     """Rows of one page each, the unwanted ones made unreadable: touching one would end the process."""
-    import ctypes
-    import mmap
-
     page, rows = mmap.PAGESIZE, 16
     memory = mmap.mmap(-1, rows * page)
     data = np.frombuffer(memory, np.uint8)
     data.view(np.float32)[:] = 1.0
-    libc = ctypes.CDLL(None, use_errno=True)
-    mask = torch.zeros(2, rows, dtype=torch.bool)
-    mask[0, 3] = mask[1, 3] = mask[1, 9] = True
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    mask = torch.zeros(n_tokens, rows, dtype=torch.bool)
+    mask[-1, 3] = mask[-1, 9] = mask[0, 3] = True
     for row in set(range(rows)) - {3, 9}:
-        assert libc.mprotect(ctypes.c_void_p(data.ctypes.data + row * page), page, 0) == 0
+        assert protect(ctypes.c_void_p(data.ctypes.data + row * page), page, 0) == 0
     matrix = native.matrix("w", GGMLType.F32, rows, page // 4, data)
-    y, count = native.linear_masked(matrix, torch.ones(2, page // 4), mask)
-    assert count == 3
-    assert y.nonzero().tolist() == [[0, 3], [1, 3], [1, 9]]
-    assert y[1, 9] == page // 4
-    coefficients = mask.float()
-    total, added = native.accumulate_rows(matrix, coefficients)
-    assert added == 3
-    assert (total[1] == 2.0).all()
-    assert libc.mprotect(ctypes.c_void_p(data.ctypes.data), rows * page, 3) == 0
+    y, count = native.linear_masked(matrix, torch.ones(n_tokens, page // 4), mask)
+    total, added = native.accumulate_rows(matrix, mask.float())
+    assert protect(ctypes.c_void_p(data.ctypes.data), rows * page, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+    assert count == added == int(mask.count_nonzero())
+    assert torch.equal(y, mask * float(page // 4))
+    assert (total[-1] == 2.0).all()
 
 
 def test_nan_and_infinity_reach_the_result(kernels: Kernels) -> None:

@@ -34,6 +34,7 @@ constexpr const char* kName = "scalar";
 #include "isa/accumulate.hpp"
 #include "isa/token_wise.hpp"
 #include "isa/attention.hpp"
+#include "isa/activation.hpp"
 
 }  // namespace
 
@@ -41,6 +42,7 @@ extern const KernelTable kernel_table;
 const KernelTable kernel_table = {
     kName, linear_tile,     list_rows,      accumulate_chunk, combine_partials, accumulate_strip,
     copy_rows, norm, rope, attention_store, attention_item,
+    relu_range, predict_range, fire_range, hide_range, add_range,
 };
 
 }  // namespace POWERINFER_ISA_NAMESPACE

@@ -1,0 +1,88 @@
+// What the files of the Python binding share: refusing bad arguments, and a weight matrix that keeps its memory alive.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <string>
+#include <utility>
+
+#include "operations.hpp"
+
+namespace powerinfer {
+
+namespace nb = nanobind;
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+struct BlockLayout {
+    WeightType type;
+    int64_t n_weights, n_bytes;
+};
+inline constexpr BlockLayout kLayouts[] = {
+    {WeightType::F32, 1, 4},      {WeightType::F16, 1, 2},      {WeightType::BF16, 1, 2},     {WeightType::Q4_0, 32, 18},
+    {WeightType::Q4_1, 32, 20},   {WeightType::Q5_0, 32, 22},   {WeightType::Q5_1, 32, 24},   {WeightType::Q8_0, 32, 34},
+    {WeightType::Q2_K, 256, 84},  {WeightType::Q3_K, 256, 110}, {WeightType::Q4_K, 256, 144}, {WeightType::Q5_K, 256, 176},
+    {WeightType::Q6_K, 256, 210},
+};
+
+[[noreturn]] inline void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
+
+inline void require(bool condition, const char* message) {
+    if (!condition) refuse(message);
+}
+
+// An address as a pointer; null only where `n` elements are none.
+template <typename T>
+T* pointer(uintptr_t address, int64_t n, const char* name) {
+    if (address == 0 && n != 0) refuse(std::string(name) + " is null");
+    return reinterpret_cast<T*>(address);
+}
+
+inline void require_indices(const int64_t* ids, int64_t n, int64_t end, const char* name) {
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= end) {
+            const std::string message =
+                std::string(name) + " " + std::to_string(ids[i]) + " is not in [0, " + std::to_string(end) + ")";
+            throw nb::index_error(message.c_str());
+        }
+}
+
+class Matrix {
+public:
+    Matrix(Bytes data, int type_id, int64_t rows, int64_t cols) : data_(std::move(data)) {
+        const BlockLayout* layout = nullptr;
+        for (const BlockLayout& candidate : kLayouts)
+            if (static_cast<int>(candidate.type) == type_id) layout = &candidate;
+        if (!layout) refuse("no kernel computes with weight type " + std::to_string(type_id));
+        // The lists of accumulate_rows keep row numbers in 32 bits.
+        require(rows >= 0 && rows < (int64_t{1} << 31), "rows must be in [0, 2^31)");
+        require(cols >= 0 && cols < (int64_t{1} << 31), "cols must be in [0, 2^31)");
+        require(cols % layout->n_weights == 0, "cols is no multiple of the block of the weight type");
+        const int64_t row_bytes = cols / layout->n_weights * layout->n_bytes;
+        const uint64_t wanted = static_cast<uint64_t>(rows) * static_cast<uint64_t>(row_bytes);
+        if (data_.size() != wanted)
+            refuse("data has " + std::to_string(data_.size()) + " bytes, not " + std::to_string(wanted));
+        weights = {data_.data(), layout->type, rows, cols, row_bytes};
+    }
+
+    WeightMatrix weights;
+
+private:
+    Bytes data_;  // keeps the memory alive
+};
+
+// A block of a layer with the matrices it needs; the tensors of norms and biases are kept alive by whoever made it.
+struct AttentionBlock {
+    AttentionBlockJob job;
+    nb::object matrices;
+};
+struct FeedForwardBlock {
+    FeedForwardBlockJob job;
+    nb::object matrices;
+};
+
+// Adds the blocks to the module (block_bindings.cpp).
+void bind_blocks(nb::module_& m);
+
+}  // namespace powerinfer

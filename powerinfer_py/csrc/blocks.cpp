@@ -1,0 +1,127 @@
+// The two blocks of a transformer layer as one call each. What they compute is what kernels/blocks.py composes of single
+// operations; here the tensors between them live in the executor's scratch memory and nothing is allocated per token.
+#include <atomic>
+#include <chrono>
+
+#include "operations.hpp"
+
+namespace powerinfer {
+
+namespace {
+
+// Elements that one thread handles sooner than another could be woken.
+constexpr int64_t kItemElements = 16384;
+
+template <typename Body>
+void run_elements(Executor& executor, int64_t n, const Body& body) {
+    executor.pool.run((n + kItemElements - 1) / kItemElements, [&](int64_t item, int) {
+        const int64_t begin = item * kItemElements;
+        body(begin, n < begin + kItemElements ? n : begin + kItemElements);
+    });
+}
+
+template <typename Body>
+int64_t count_elements(Executor& executor, int64_t n, const Body& body) {
+    std::atomic<int64_t> total{0};
+    run_elements(executor, n, [&](int64_t begin, int64_t end) {
+        total.fetch_add(body(begin, end), std::memory_order_relaxed);
+    });
+    return total.load();
+}
+
+void add(Executor& executor, const float* a, const float* b, float* y, int64_t n) {
+    run_elements(executor, n, [&](int64_t begin, int64_t end) { executor.kernels.add(a, b, y, begin, end); });
+}
+
+void normalise(const Norm& weights, const float* x, float* y, int64_t n_tokens, int64_t n, Executor& executor) {
+    norm({x, weights.weight, weights.bias, y, n_tokens, n, weights.eps, weights.subtract_mean}, executor);
+}
+
+LinearJob product(const Linear& linear, const float* x, const uint8_t* mask, float* y, int64_t n_tokens) {
+    return {linear.matrix, x, linear.bias, mask, y, n_tokens};
+}
+
+// The mask of the neurons to compute.
+void predict(
+    const FeedForwardBlockJob& job, const FeedForwardStep& step, float* inner, float* scores, uint8_t* mask,
+    Executor& executor) {
+    const int64_t n_inner = step.n_tokens * job.fc1.rows, n = step.n_tokens * job.n_ff;
+    linear(product({job.fc1, nullptr}, step.x, nullptr, inner, step.n_tokens), executor);
+    run_elements(executor, n_inner, [&](int64_t begin, int64_t end) { executor.kernels.relu(inner, begin, end); });
+    linear(product({job.fc2, nullptr}, inner, nullptr, scores, step.n_tokens), executor);
+    run_elements(executor, n, [&](int64_t begin, int64_t end) {
+        executor.kernels.predict(scores, job.sparse_threshold, mask, begin, end);
+    });
+}
+
+}  // namespace
+
+void attention_block(const AttentionBlockJob& job, const AttentionStep& step, Executor& executor) {
+    const std::lock_guard lock(executor.busy);
+    const int64_t n = step.n_tokens, n_q = n * job.q.matrix.rows, n_k = n * job.k.matrix.rows;
+    const int64_t n_v = n * job.v.matrix.rows, n_mixed = n * job.n_head * job.head_dim_v, n_x = n * job.n_embd;
+    float* h = executor.activations.reserve(n_x + 2 * (n_q + n_k) + n_v + n_mixed);
+    float *q = h + n_x, *k = q + n_q, *v = k + n_k, *q_turned = v + n_v, *k_turned = q_turned + n_q;
+    float* mixed = k_turned + n_k;
+    normalise(job.norm, step.x, h, n, job.n_embd, executor);
+    const LinearJob products[] = {product(job.q, h, nullptr, q, n), product(job.k, h, nullptr, k, n),
+                                  product(job.v, h, nullptr, v, n)};
+    linear_group(products, 3, executor);
+    if (step.cos) {
+        rope({q, step.positions, step.cos, step.sin, q_turned, n, job.n_head, job.head_dim, step.n_rot, step.halves},
+             executor);
+        rope({k, step.positions, step.cos, step.sin, k_turned, n, job.n_head_kv, job.head_dim, step.n_rot, step.halves},
+             executor);
+    } else {
+        q_turned = q;
+        k_turned = k;
+    }
+    attention({q_turned, k_turned, v, step.k_cache, step.v_cache, step.slots, step.positions, mixed, n, job.n_head,
+               job.n_head_kv, step.n_ctx, job.head_dim, job.head_dim_v, job.scale},
+              executor);
+    linear(product(job.output, mixed, nullptr, h, n), executor);
+    add(executor, step.residual, h, step.y, n_x);
+}
+
+FeedForwardCounts feed_forward_block(const FeedForwardBlockJob& job, const FeedForwardStep& step, Executor& executor) {
+    const std::lock_guard lock(executor.busy);
+    const int64_t n_tokens = step.n_tokens, n = n_tokens * job.n_ff, n_x = n_tokens * job.n_embd;
+    const bool gated = job.gate.matrix.data != nullptr, predicted = job.fc1.data != nullptr && !job.dense;
+    float* h = executor.activations.reserve(n_x + 3 * n + (predicted ? n_tokens * job.fc1.rows : 0));
+    float *first = h + n_x, *up = first + n, *hidden = up + n, *inner = hidden + n;
+    uint8_t* masks = executor.masks.reserve(2 * n);
+    uint8_t* mask = predicted ? (step.predicted ? step.predicted : masks) : nullptr;
+    uint8_t* fired = step.fired ? step.fired : masks + n;
+    FeedForwardCounts counts{0, 0, 0, 0, 0.0};
+    if (predicted) {
+        const auto started = std::chrono::steady_clock::now();
+        predict(job, step, inner, first, mask, executor);
+        counts.predictor_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+    }
+    normalise(job.norm, step.x, h, n_tokens, job.n_embd, executor);
+    const HiddenJob between{first, gated ? up : nullptr, mask, fired, hidden, job.activation, job.fatrelu_threshold};
+    const auto fire = [&](int64_t begin, int64_t end) { executor.kernels.fire(between, begin, end); };
+    if (gated && job.dense) {
+        const LinearJob products[] = {product(job.gate, h, nullptr, first, n_tokens),
+                                      product(job.up, h, nullptr, up, n_tokens)};
+        linear_group(products, 2, executor);
+        counts.gate = counts.up = n;
+        run_elements(executor, n, fire);
+    } else {
+        int64_t& count = gated ? counts.gate : counts.up;
+        count = linear(product(gated ? job.gate : job.up, h, mask, first, n_tokens), executor);
+        run_elements(executor, n, fire);
+        if (gated) counts.up = linear(product(job.up, h, fired, up, n_tokens), executor);
+    }
+    counts.fired = count_elements(
+        executor, n, [&](int64_t begin, int64_t end) { return executor.kernels.hide(between, begin, end); });
+    if (job.down_is_transposed) {
+        counts.down = accumulate_rows({job.down.matrix, hidden, job.down.bias, h, n_tokens, job.dense}, executor);
+    } else {
+        counts.down = linear(product(job.down, hidden, nullptr, h, n_tokens), executor) / job.n_embd * job.n_ff;
+    }
+    add(executor, step.residual, h, step.y, n_x);
+    return counts;
+}
+
+}  // namespace powerinfer
