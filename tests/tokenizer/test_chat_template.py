@@ -148,7 +148,8 @@ def test_hostile_templates_end_in_one_line(name: str) -> None:
     used = processor.ru_utime + processor.ru_stime - processor_before.ru_utime - processor_before.ru_stime
     assert used < 1.5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - own_before < 32 << 10
-    assert processor.ru_maxrss < 320 << 10
+    # The counter holds the largest child so far, of whatever test.
+    assert processor.ru_maxrss <= max(processor_before.ru_maxrss, 320 << 10)
 
 
 def test_a_killed_renderer_is_replaced() -> None:

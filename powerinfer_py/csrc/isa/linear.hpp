@@ -2,7 +2,7 @@
 
 inline const uint8_t* row_of(const WeightMatrix& m, int64_t row) { return m.data + row * m.row_bytes; }
 
-// Rows and tokens, by index, all of whose products are wanted: up to kRowTile rows, or kMaxRows for one token.
+// Rows and tokens, by index, all of whose products are wanted: up to kRowTile rows, or kMaxRows where there are few tokens.
 struct ProductGroup {
     int64_t rows[kMaxRows];
     int64_t tokens[kMaxTokens];
@@ -14,7 +14,7 @@ template <WeightType type>
 int64_t compute_group(const LinearJob& job, const ProductGroup& group) {
     const uint8_t* rows[kMaxRows];
     const float* x[kMaxTokens];
-    float results[kRowTile * kMaxTokens];
+    float results[kRowTile * kMaxTokens];  // the same number as kMaxRows * kFewTokens
     if (group.n_rows == 0 || group.n_tokens == 0) return 0;
     for (int r = 0; r < group.n_rows; r++) rows[r] = row_of(job.matrix, group.rows[r]);
     for (int t = 0; t < group.n_tokens; t++) x[t] = job.x + group.tokens[t] * job.matrix.cols;
@@ -33,7 +33,7 @@ int64_t dense_tile(const LinearJob& job, const ProductTile& tile) {
     ProductGroup group;
     group.n_tokens = 0;
     for (int64_t t = tile.token_begin; t < tile.token_end; t++) group.tokens[group.n_tokens++] = t;
-    const int64_t step = group.n_tokens == 1 ? kMaxRows : kRowTile;
+    const int64_t step = group.n_tokens <= kFewTokens ? kMaxRows : kRowTile;
     int64_t count = 0;
     for (int64_t row = tile.row_begin; row < tile.row_end; row += step) {
         group.n_rows = 0;

@@ -9,8 +9,10 @@ constexpr int kRowTile = 8;
 // Columns dequantised at a time: 8 rows of 512 floats are 16 KB, which leaves room in L1 for the tokens' 8 KB.
 constexpr int64_t kChunkCols = 512;
 constexpr int kMaxTokens = 64;
-// One token takes so many rows at once: each group of four asks for the next four while it computes.
+// Few tokens take so many rows at once. With more tokens than that, unpacking into a buffer is paid back: at four tokens
+// it took 3.3 times the time of one.
 constexpr int kMaxRows = 64;
+constexpr int kFewTokens = 8;
 
 // acc[t * kRowTile + r] += products of `n` columns (a multiple of kWidth) of MR rows and NR tokens.
 template <int MR, int NR>
@@ -76,63 +78,82 @@ void products_through_buffer(
                 finish(acc[t * kRowTile + r], w + r * kChunkCols + whole, x[t] + rest_begin, rest);
 }
 
-// MR rows times one token without a buffer: what is unpacked is used once, so it stays in registers. `next` are the rows
-// that follow: a row is too short for the hardware to see a stream in it, and quantised rows came from memory at 7 GB/s
-// a core without this, from cache at 17.
-template <WeightType type, int MR>
-void products_in_registers(
-    const uint8_t* const* rows, const uint8_t* const* next, const float* x, int64_t cols, float* results) {
+// MR rows times NT tokens without a buffer: what is unpacked meets few tokens, so it stays in registers. `next` are the
+// rows that follow: a row is too short for the hardware to see a stream in it, and quantised rows came from memory at
+// 7 GB/s a core without this, from cache at 17.
+template <WeightType type, int MR, int NT>
+void products_in_registers(const uint8_t* const* rows, const uint8_t* const* next, const float* const* x,
+                           int64_t cols, float* results, int n_tokens) {
     using G = Group<type>;
     constexpr int kVectors = 32 / kWidth;
-    V acc[MR];
-    for (int r = 0; r < MR; r++) acc[r] = set1(0);
+    V acc[MR][NT];
+    for (int r = 0; r < MR; r++)
+        for (int t = 0; t < NT; t++) acc[r][t] = set1(0);
     const int64_t n_groups = cols / 32;
     for (int64_t g = 0; g < n_groups; g++) {
-        V token[kVectors];
-        for (int i = 0; i < kVectors; i++) token[i] = load(x + g * 32 + i * kWidth);
+        V token[NT][kVectors];
+#pragma GCC unroll 4
+        for (int t = 0; t < NT; t++)
+            for (int i = 0; i < kVectors; i++) token[t][i] = load(x[t] + g * 32 + i * kWidth);
 #pragma GCC unroll 4
         for (int r = 0; r < MR; r++) {
             V w[kVectors];
             __builtin_prefetch(next[r] + g * G::kBytes, 0, 2);
             Unpack<type>::group(rows[r] + g * G::kBytes, w);
-            for (int i = 0; i < kVectors; i++) acc[r] = madd(w[i], token[i], acc[r]);
+            for (int i = 0; i < kVectors; i++)
+                for (int t = 0; t < NT; t++) acc[r][t] = madd(w[i], token[t][i], acc[r][t]);
         }
     }
     const int64_t begin = n_groups * 32, n = cols - begin, whole = n / kWidth * kWidth;
     for (int r = 0; r < MR; r++) {
         float w[32];
         if constexpr (G::kWeightBytes != 0) G::to_float(rows[r] + n_groups * G::kBytes, w, n);
-        for (int64_t c = 0; c < whole; c += kWidth) acc[r] = madd(load(w + c), load(x + begin + c), acc[r]);
-        results[r] = finish(acc[r], w + whole, x + begin + whole, n - whole);
+        for (int t = 0; t < NT; t++) {
+            for (int64_t c = 0; c < whole; c += kWidth)
+                acc[r][t] = madd(load(w + c), load(x[t] + begin + c), acc[r][t]);
+            results[r * n_tokens + t] = finish(acc[r][t], w + whole, x[t] + begin + whole, n - whole);
+        }
     }
 }
 
-// results[r] for up to kMaxRows rows and one token.
-template <WeightType type>
-void products_of_one(const uint8_t* const* rows, int n_rows, const float* x, int64_t cols, float* results) {
+// All rows times NT of the tokens, MR rows at a time; each group of rows asks for the next while it computes.
+template <WeightType type, int MR, int NT>
+void rows_times_few(const uint8_t* const* rows, int n_rows, const float* const* x, int64_t cols, float* results,
+                    int n_tokens) {
     int r = 0;
+    for (; r + MR <= n_rows; r += MR) {
+        const uint8_t* const* next = rows + (r + 2 * MR <= n_rows ? r + MR : r);
+        products_in_registers<type, MR, NT>(rows + r, next, x, cols, results + r * n_tokens, n_tokens);
+    }
+    for (; r < n_rows; r++)
+        products_in_registers<type, 1, NT>(rows + r, rows + r, x, cols, results + r * n_tokens, n_tokens);
+}
+
+// results[r * n_tokens + t] for up to kMaxRows rows and kFewTokens tokens.
+template <WeightType type>
+void products_of_few(
+    const uint8_t* const* rows, int n_rows, const float* const* x, int n_tokens, int64_t cols, float* results) {
     if constexpr (Group<type>::kWeights == 32) {
-        for (; r + 4 <= n_rows; r += 4)
-            products_in_registers<type, 4>(rows + r, rows + (r + 8 <= n_rows ? r + 4 : r), x, cols, results + r);
-        switch (n_rows - r) {
-            case 3: return products_in_registers<type, 3>(rows + r, rows + r, x, cols, results + r);
-            case 2: return products_in_registers<type, 2>(rows + r, rows + r, x, cols, results + r);
-            case 1: return products_in_registers<type, 1>(rows + r, rows + r, x, cols, results + r);
+        int t = 0;
+        for (; t + 4 <= n_tokens; t += 4)
+            rows_times_few<type, kFewRows, 4>(rows, n_rows, x + t, cols, results + t, n_tokens);
+        switch (n_tokens - t) {
+            case 3: return rows_times_few<type, kFewRows, 3>(rows, n_rows, x + t, cols, results + t, n_tokens);
+            case 2: return rows_times_few<type, kFewRows, 2>(rows, n_rows, x + t, cols, results + t, n_tokens);
+            case 1: return rows_times_few<type, 4, 1>(rows, n_rows, x + t, cols, results + t, n_tokens);
         }
     } else {
-        for (; r < n_rows; r += kRowTile) {
+        for (int r = 0; r < n_rows; r += kRowTile) {
             const int n = n_rows - r < kRowTile ? n_rows - r : kRowTile;
-            for (int i = r + kRowTile; i < n_rows && i < r + 2 * kRowTile; i++)
-                fetch<type>(rows[i], 0, cols < kChunkCols ? cols : kChunkCols);
-            products_through_buffer<type>(rows + r, n, &x, 1, cols, results + r);
+            products_through_buffer<type>(rows + r, n, x, n_tokens, cols, results + r * n_tokens);
         }
     }
 }
 
-// results[r * n_tokens + t] for up to kRowTile rows, or kMaxRows where there is one token.
+// results[r * n_tokens + t] for up to kRowTile rows, or kMaxRows where there are few tokens.
 template <WeightType type>
 void products(
     const uint8_t* const* rows, int n_rows, const float* const* x, int n_tokens, int64_t cols, float* results) {
-    if (n_tokens == 1) return products_of_one<type>(rows, n_rows, x[0], cols, results);
+    if (n_tokens <= kFewTokens) return products_of_few<type>(rows, n_rows, x, n_tokens, cols, results);
     products_through_buffer<type>(rows, n_rows, x, n_tokens, cols, results);
 }

@@ -19,6 +19,7 @@ inline float sum(V v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 // Micro-tiles: 8 accumulators, 4 rows and 1 token live in the 16 registers of SSE2.
 constexpr int kTileTokens = 2;
 constexpr int kRowTokens = 8;
+constexpr int kFewRows = 2;
 
 inline void to_half(const float* x, uint16_t* y, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] = half_from_float(x[i]);

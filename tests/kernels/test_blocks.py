@@ -1,0 +1,204 @@
+"""The blocks of a layer as one call: bit for bit what single operations of the same kernels compose to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers_blocks import random_rows
+from helpers_kernels import matrix_of, same_bits, tokens
+from torch import Tensor
+
+from powerinfer_py.config import Activation, RopeConfig
+from powerinfer_py.gguf.types import GGMLType
+from powerinfer_py.kernels.blocks import (
+    AttentionBlock,
+    FeedForwardBlock,
+    LayerCache,
+    Linear,
+    Norm,
+    Predictor,
+    attend,
+    run_feed_forward,
+)
+from powerinfer_py.kernels.cpu import NativeKernels
+from powerinfer_py.kernels.feed_forward import FeedForwardWeights
+from powerinfer_py.kernels.interface import Kernels, Matrix
+from powerinfer_py.models.rope import rope_table
+
+N_EMBD, N_FF, RANK = 64, 352, 32
+N_HEAD, N_HEAD_KV, HEAD_DIM, HEAD_DIM_V = 6, 2, 20, 12
+N_SLOTS, N_CTX = 3, 24
+
+ACTIVATIONS = [(Activation.RELU, True), (Activation.DRELU, True), (Activation.FATRELU, True), (Activation.SILU, True)]
+ACTIVATIONS += [(Activation.RELU, False), (Activation.RELU2, False), (Activation.RELU2, True)]
+MODES = ["predictor", "exact", "dense"]
+CASES = [(*case, mode) for case in ACTIVATIONS for mode in (MODES if case[0].is_sparse else ["dense"])]
+
+
+def matrix(kernels: Kernels, rows: int, cols: int, seed: int) -> Matrix:
+    ggml_type = GGMLType.Q4_0 if cols % 32 == 0 else GGMLType.F16
+    return matrix_of(kernels, random_rows(ggml_type, rows, cols, seed))
+
+
+def vector(n: int, seed: int) -> Tensor:
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed))
+
+
+def norm(layer_norm: bool) -> Norm:
+    return Norm(vector(N_EMBD, 1), vector(N_EMBD, 2) if layer_norm else None, 1e-5, layer_norm)
+
+
+def feed_forward_block(
+    kernels: Kernels, activation: Activation, gated: bool, mode: str, transposed: bool = True
+) -> FeedForwardBlock:
+    down = matrix(kernels, N_FF, N_EMBD, 5) if transposed else matrix(kernels, N_EMBD, N_FF, 5)
+    weights = FeedForwardWeights(
+        up=matrix(kernels, N_FF, N_EMBD, 3),
+        gate=matrix(kernels, N_FF, N_EMBD, 4) if gated else None,
+        down=down,
+        down_is_transposed=transposed,
+        up_bias=vector(N_FF, 6),
+        down_bias=vector(N_EMBD, 7),
+        gate_bias=vector(N_FF, 8) if gated else None,
+    )
+    predictor = Predictor(matrix(kernels, RANK, N_EMBD, 9), matrix(kernels, N_FF, RANK, 10))
+    return kernels.prepare_feed_forward(
+        FeedForwardBlock(
+            norm=norm(layer_norm=not gated),
+            weights=weights,
+            predictor=predictor if mode == "predictor" else None,
+            activation=activation,
+            fatrelu_threshold=0.5 if activation is Activation.FATRELU else 0.0,
+            sparse_threshold=0.3,
+            dense=mode == "dense",
+        )
+    )
+
+
+@pytest.mark.parametrize("n_tokens", [1, 3, 9])
+@pytest.mark.parametrize(("activation", "gated", "mode"), CASES, ids=str)
+def test_feed_forward(native: NativeKernels, activation: Activation, gated: bool, mode: str, n_tokens: int) -> None:
+    block = feed_forward_block(native, activation, gated, mode)
+    x, residual = tokens(n_tokens, N_EMBD, 1), tokens(n_tokens, N_EMBD, 2)
+    expected = run_feed_forward(native, block, x, residual, observe=True)
+    actual = native.feed_forward_block(block, x, residual, observe=True)
+    if activation is Activation.SILU:
+        # Two exponentials, each good to 2e-7, meet float32 sums of 352 terms.
+        torch.testing.assert_close(actual.y, expected.y, rtol=1e-4, atol=1e-4)
+    else:
+        assert same_bits(actual.y, expected.y)
+    assert actual.fired is not None and expected.fired is not None
+    assert torch.equal(actual.fired, expected.fired)
+    assert actual.n_fired == expected.n_fired == int(actual.fired.sum())
+    counts = ("gate_products", "up_products", "down_products")
+    assert [getattr(actual, name) for name in counts] == [getattr(expected, name) for name in counts]
+    if mode == "predictor":
+        assert actual.predicted is not None and expected.predicted is not None
+        assert torch.equal(actual.predicted, expected.predicted)
+        assert 0 < actual.predicted.sum() < actual.predicted.numel()
+        assert actual.predictor_s > 0
+    else:
+        assert actual.predicted is None
+
+
+def test_feed_forward_with_down_as_dense_files_hold_it(native: NativeKernels) -> None:
+    block = feed_forward_block(native, Activation.RELU, True, "dense", transposed=False)
+    x = tokens(4, N_EMBD)
+    actual, expected = native.feed_forward_block(block, x, x), run_feed_forward(native, block, x, x, observe=False)
+    assert same_bits(actual.y, expected.y)
+    assert actual.down_products == expected.down_products == 4 * N_FF
+    with pytest.raises(ValueError, match="a neuron a row"):
+        feed_forward_block(native, Activation.RELU, True, "exact", transposed=False)
+
+
+def test_unasked_masks_change_nothing(native: NativeKernels) -> None:
+    block = feed_forward_block(native, Activation.RELU, True, "predictor")
+    x = tokens(5, N_EMBD)
+    quiet = native.feed_forward_block(block, x, x)
+    assert quiet.fired is None and quiet.predicted is None
+    assert same_bits(quiet.y, native.feed_forward_block(block, x, x, observe=True).y)
+
+
+def test_nan_reaches_the_output(native: NativeKernels) -> None:
+    block = feed_forward_block(native, Activation.RELU, True, "predictor")
+    x = tokens(2, N_EMBD)
+    x[1, 3] = float("nan")
+    y = native.feed_forward_block(block, x, torch.zeros_like(x)).y
+    assert y[0].isfinite().all()
+    assert y[1].isnan().all()
+
+
+def attention_block(kernels: Kernels, fused: bool) -> AttentionBlock:
+    n_q, n_k, n_v = N_HEAD * HEAD_DIM, N_HEAD_KV * HEAD_DIM, N_HEAD_KV * HEAD_DIM_V
+    rows = [n_q + n_k + n_v] if fused else [n_q, n_k, n_v]
+    return kernels.prepare_attention(
+        AttentionBlock(
+            norm=norm(layer_norm=fused),
+            qkv=tuple(Linear(matrix(kernels, n, N_EMBD, 20 + i), vector(n, 30 + i)) for i, n in enumerate(rows)),
+            output=Linear(matrix(kernels, N_EMBD, N_HEAD * HEAD_DIM_V, 40), vector(N_EMBD, 41)),
+            n_head=N_HEAD,
+            n_head_kv=N_HEAD_KV,
+            head_dim=HEAD_DIM,
+            head_dim_v=HEAD_DIM_V,
+        )
+    )
+
+
+def empty_cache() -> LayerCache:
+    nan = float("nan")
+    keys = torch.full((N_SLOTS, N_HEAD_KV, N_CTX, HEAD_DIM), nan, dtype=torch.float16)
+    return LayerCache(keys, torch.full((N_SLOTS, N_HEAD_KV, N_CTX, HEAD_DIM_V), nan, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("rope", ["none", "adjacent", "halves"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_attention(native: NativeKernels, fused: bool, rope: str) -> None:
+    block = attention_block(native, fused)
+    table = None if rope == "none" else rope_table(RopeConfig(n_rot=16), N_CTX, halves=rope == "halves")
+    caches = empty_cache(), empty_cache()
+    slots, positions = torch.tensor([2, 2, 0, 2]), torch.tensor([0, 1, 0, 2])
+    # A prompt of several sequences, then one token more for each of two.
+    for step_slots, step_positions in ((slots, positions), (torch.tensor([0, 2]), torch.tensor([1, 3]))):
+        x, residual = tokens(len(step_slots), N_EMBD, 3), tokens(len(step_slots), N_EMBD, 4)
+        expected = attend(native, block, x, residual, caches[0], step_slots, step_positions, table)
+        actual = native.attention_block(block, x, residual, caches[1], step_slots, step_positions, table)
+        assert same_bits(actual, expected)
+        assert actual.isfinite().all()
+    for a, b in ((caches[0].keys, caches[1].keys), (caches[0].values, caches[1].values)):
+        assert torch.equal(a.view(torch.int16), b.view(torch.int16))
+
+
+def test_refusals(native: NativeKernels) -> None:
+    block = attention_block(native, fused=False)
+    x, zero = tokens(1, N_EMBD), torch.zeros(1, dtype=torch.int64)
+    table = rope_table(RopeConfig(n_rot=16), N_CTX, halves=False)
+    short = rope_table(RopeConfig(n_rot=16), N_CTX - 1, halves=False)
+    with pytest.raises(IndexError, match="position 24"):
+        native.attention_block(block, x, x, empty_cache(), zero, torch.tensor([N_CTX]), table)
+    with pytest.raises(IndexError, match="slot 3"):
+        native.attention_block(block, x, x, empty_cache(), torch.tensor([N_SLOTS]), zero, table)
+    with pytest.raises(ValueError, match="23 positions"):
+        native.attention_block(block, x, x, empty_cache(), zero, zero, short)
+    with pytest.raises(ValueError, match="residual"):
+        native.attention_block(block, x, tokens(2, N_EMBD), empty_cache(), zero, zero, table)
+    with pytest.raises(ValueError, match="not"):
+        native.prepare_attention(replace(block, output=Linear(matrix(native, N_EMBD, N_EMBD, 1), None)))
+    with pytest.raises(ValueError, match="gate"):
+        feed_forward_block(native, Activation.DRELU, False, "exact")
+
+
+@pytest.mark.parametrize("threads", [1, 3, 4, 8])
+def test_threads_change_nothing(threads: int) -> None:
+    reference, kernels = NativeKernels(2), NativeKernels(threads)
+    block = feed_forward_block(reference, Activation.RELU, True, "predictor")
+    attention = attention_block(reference, fused=False)
+    table = rope_table(RopeConfig(n_rot=16), N_CTX, halves=False)
+    positions, slots = torch.arange(7), torch.zeros(7, dtype=torch.int64)
+    x = tokens(7, N_EMBD)
+    expected = reference.feed_forward_block(block, x, x).y
+    attended = reference.attention_block(attention, x, x, empty_cache(), slots, positions, table)
+    for _ in range(50):
+        assert same_bits(kernels.feed_forward_block(block, x, x).y, expected)
+        assert same_bits(kernels.attention_block(attention, x, x, empty_cache(), slots, positions, table), attended)
