@@ -18,6 +18,10 @@ class Matrix:
         """`data`: rows * row_bytes, one dimension, may be read-only. Raises ValueError for another size or type."""
 
     @property
+    def packed(self) -> bool:
+        """Whether the rows were copied into another order (`CpuKernels.pack`)."""
+
+    @property
     def rows(self) -> int: ...
     @property
     def cols(self) -> int: ...
@@ -72,6 +76,9 @@ class CpuKernels:
     def isa(self) -> str: ...
     @property
     def threads(self) -> int: ...
+    def pack(self, matrix: Matrix, /) -> Matrix:
+        """A copy of a Q4_0, Q4_1 or Q8_0 matrix in the order that products like; only they accept it."""
+
     def linear(self, matrix: Matrix, x: int, n_tokens: int, mask: int, bias: int, y: int, /) -> int:
         """x (n_tokens, cols), mask (n_tokens, rows; bool) or 0, bias (rows) or 0, y (n_tokens, rows).
 

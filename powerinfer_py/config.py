@@ -96,6 +96,7 @@ class RuntimeOptions:
     context_length: tokens a sequence may hold; None for min(model's own, 4096).
     batch_size: most prompt tokens of one forward.
     max_batch: most live sequences, which sizes the KV cache; None to start with one and grow as prompts come.
+    repack: copy quantised weights into a faster order of rows at load, where memory allows; else run from the file's.
     threads: CPU threads; None for the number of physical cores. threads_batch: the same for prompts; None for threads.
     """
 
@@ -112,6 +113,7 @@ class RuntimeOptions:
     sparse_threshold: float | None = None
     use_mmap: bool = True
     use_mlock: bool = False
+    repack: bool = True
 
     def __post_init__(self) -> None:
         for name in ("threads", "threads_batch", "context_length", "batch_size", "max_batch"):

@@ -3,7 +3,7 @@
 | variable | meaning |
 |---|---|
 | `LLAMA_SPARSE_PRED_THRESHOLD` | overrides the file's `powerinfer.sparse_threshold` (PowerInfer's own name) |
-| `POWERINFER_ISA` | `scalar`, `avx2` or `avx512`: forces one instruction set of the native kernels |
+| `POWERINFER_ISA` | `scalar`, `avx2`, `avx512` or `avx512vnni`: forces one instruction set of the native kernels |
 | `POWERINFER_KERNELS` | `native` (default) or `torch`: which implementation of the CPU kernels runs |
 """
 
@@ -14,7 +14,7 @@ import os
 
 from powerinfer_py.errors import OptionError
 
-ISA_NAMES = ("scalar", "avx2", "avx512")
+ISA_NAMES = ("scalar", "avx2", "avx512", "avx512vnni")
 KERNEL_NAMES = ("native", "torch")
 
 

@@ -28,6 +28,13 @@ public:
     std::string isa() const { return executor_.kernels.name; }
     int threads() const { return executor_.pool.n_threads(); }
 
+    Matrix pack(const Matrix& stored) {
+        Matrix packed = Matrix::packed_like(stored);
+        const nb::gil_scoped_release unlocked;
+        powerinfer::pack(stored.weights, packed.owned(), executor_);
+        return packed;
+    }
+
     int64_t linear(const Matrix& m, uintptr_t x, int64_t n_tokens, uintptr_t mask, uintptr_t bias, uintptr_t y) {
         const auto [rows, cols] = sizes(m, n_tokens);
         const LinearJob job{m.weights, pointer<const float>(x, n_tokens * cols, "x"),
@@ -40,6 +47,7 @@ public:
     int64_t accumulate_rows(
         const Matrix& m, uintptr_t coefficients, int64_t n_tokens, uintptr_t bias, bool all_rows, uintptr_t y) {
         const auto [rows, cols] = sizes(m, n_tokens);
+        require_stored(m.weights, "accumulate_rows");
         const AccumulateJob job{m.weights, pointer<const float>(coefficients, n_tokens * rows, "coefficients"),
                                 reinterpret_cast<const float*>(bias), pointer<float>(y, n_tokens * cols, "y"),
                                 n_tokens, all_rows};
@@ -49,6 +57,7 @@ public:
 
     void rows(const Matrix& m, uintptr_t ids, int64_t n, uintptr_t y) {
         const auto cols = sizes(m, n).second;
+        require_stored(m.weights, "rows");
         const RowsJob job{m.weights, pointer<const int64_t>(ids, n, "ids"), pointer<float>(y, n * cols, "y"), n};
         require_indices(job.ids, n, m.weights.rows, "row");
         const nb::gil_scoped_release unlocked;
@@ -193,12 +202,14 @@ NB_MODULE(_native, m) {
     nb::class_<Matrix>(m, "Matrix")
         .def(nb::init<Bytes, int, int64_t, int64_t>(), nb::arg("data").noconvert(), nb::arg("type_id"),
              nb::arg("rows"), nb::arg("cols"))
+        .def_prop_ro("packed", [](const Matrix& matrix) { return matrix.weights.packed; })
         .def_prop_ro("rows", [](const Matrix& matrix) { return matrix.weights.rows; })
         .def_prop_ro("cols", [](const Matrix& matrix) { return matrix.weights.cols; });
     nb::class_<CpuKernels>(m, "CpuKernels")
         .def(nb::init<const std::optional<std::string>&, int>(), nb::arg("isa").none(), nb::arg("threads"))
         .def_prop_ro("isa", &CpuKernels::isa)
         .def_prop_ro("threads", &CpuKernels::threads)
+        .def("pack", &CpuKernels::pack)
         .def("linear", &CpuKernels::linear)
         .def("accumulate_rows", &CpuKernels::accumulate_rows)
         .def("rows", &CpuKernels::rows)

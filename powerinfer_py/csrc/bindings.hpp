@@ -4,6 +4,12 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include <memory>
+#include <new>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -32,6 +38,10 @@ inline void require(bool condition, const char* message) {
     if (!condition) refuse(message);
 }
 
+inline void require_stored(const WeightMatrix& m, const char* operation) {
+    if (m.packed) refuse(std::string(operation) + " reads rows as files store them, and these are packed");
+}
+
 // An address as a pointer; null only where `n` elements are none.
 template <typename T>
 T* pointer(uintptr_t address, int64_t n, const char* name) {
@@ -48,6 +58,18 @@ inline void require_indices(const int64_t* ids, int64_t n, int64_t end, const ch
         }
 }
 
+// Memory for weights, in huge pages where that can save address translations: a row is read once and is gone.
+inline std::shared_ptr<uint8_t> pages(size_t n_bytes) {
+    constexpr size_t kHugePage = size_t{1} << 21, kLine = 64;
+    const size_t alignment = n_bytes >= 2 * kHugePage ? kHugePage : kLine;
+    const size_t rounded = (n_bytes + kLine - 1) / kLine * kLine;
+    void* memory = nullptr;
+    if (posix_memalign(&memory, alignment, rounded ? rounded : kLine) != 0) throw std::bad_alloc();
+    // Whole huge pages only: the rest of the last one would be resident without being used.
+    if (alignment == kHugePage) madvise(memory, rounded / kHugePage * kHugePage, MADV_HUGEPAGE);
+    return {static_cast<uint8_t*>(memory), [](uint8_t* p) { free(p); }};
+}
+
 class Matrix {
 public:
     Matrix(Bytes data, int type_id, int64_t rows, int64_t cols) : data_(std::move(data)) {
@@ -58,18 +80,36 @@ public:
         // The lists of accumulate_rows keep row numbers in 32 bits.
         require(rows >= 0 && rows < (int64_t{1} << 31), "rows must be in [0, 2^31)");
         require(cols >= 0 && cols < (int64_t{1} << 31), "cols must be in [0, 2^31)");
+        const Bytes& bytes = *data_;
         require(cols % layout->n_weights == 0, "cols is no multiple of the block of the weight type");
         const int64_t row_bytes = cols / layout->n_weights * layout->n_bytes;
         const uint64_t wanted = static_cast<uint64_t>(rows) * static_cast<uint64_t>(row_bytes);
-        if (data_.size() != wanted)
-            refuse("data has " + std::to_string(data_.size()) + " bytes, not " + std::to_string(wanted));
-        weights = {data_.data(), layout->type, rows, cols, row_bytes};
+        if (bytes.size() != wanted)
+            refuse("data has " + std::to_string(bytes.size()) + " bytes, not " + std::to_string(wanted));
+        weights = {bytes.data(), layout->type, rows, cols, row_bytes};
     }
+
+    // Room for the packed rows of `stored`, to be filled by pack().
+    static Matrix packed_like(const Matrix& stored) {
+        const WeightType type = stored.weights.type;
+        require(!stored.weights.packed, "the matrix is packed already");
+        require(type == WeightType::Q4_0 || type == WeightType::Q4_1 || type == WeightType::Q8_0,
+                "only Q4_0, Q4_1 and Q8_0 can be packed");
+        Matrix packed(stored);
+        packed.data_.reset();
+        packed.owned_ = pages(static_cast<size_t>(stored.weights.rows * stored.weights.row_bytes));
+        packed.weights.data = packed.owned_.get();
+        packed.weights.packed = true;
+        return packed;
+    }
+
+    uint8_t* owned() { return owned_.get(); }
 
     WeightMatrix weights;
 
 private:
-    Bytes data_;  // keeps the memory alive
+    std::optional<Bytes> data_;       // keeps the memory alive
+    std::shared_ptr<uint8_t> owned_;  // or is the memory
 };
 
 // A block of a layer with the matrices it needs; the tensors of norms and biases are kept alive by whoever made it.

@@ -90,6 +90,7 @@ void feed_forward_init(FeedForwardBlock* self, nb::tuple norm, nb::object gate, 
         require_shape(down.weights, job.n_ff, job.n_embd, "down");
     else
         require_shape(down.weights, job.n_embd, job.n_ff, "down");
+    if (down_is_transposed) require_stored(down.weights, "the down projection");
     require(fc1.is_none() == fc2.is_none(), "fc1 and fc2 come together");
     if (!fc1.is_none()) {
         require_shape(job.fc1, job.fc1.rows, job.n_embd, "fc1");

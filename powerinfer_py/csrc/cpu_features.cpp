@@ -21,14 +21,15 @@ bool has_f16c() {
 
 // __builtin_cpu_supports reads cpuid and, through XGETBV, whether the operating system saves the wide registers.
 AvailableKernels available_kernels() {
-    AvailableKernels found{{&isa_scalar::kernel_table, nullptr, nullptr}, 1};
+    AvailableKernels found{{&isa_scalar::kernel_table}, 1};
 #if defined(POWERINFER_HAS_X86)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     if (avx2) found.tables[found.n++] = &isa_avx2::kernel_table;
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        found.tables[found.n++] = &isa_avx512::kernel_table;
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx512) found.tables[found.n++] = &isa_avx512::kernel_table;
+    if (avx512 && __builtin_cpu_supports("avx512vnni")) found.tables[found.n++] = &isa_avx512vnni::kernel_table;
 #endif
     return found;
 }

@@ -44,11 +44,13 @@ struct Executor {
     Scratch<float> scores;
     Scratch<float> activations;  // between the operations of a block
     Scratch<uint8_t> masks;
+    Scratch<int8_t> quantised;
+    Scratch<float> quantised_scales;
 };
 
 // Kernel tables this CPU can run (operating system support included), best last; never empty.
 struct AvailableKernels {
-    const KernelTable* tables[3];
+    const KernelTable* tables[4];
     int n;
 };
 AvailableKernels available_kernels();

@@ -31,6 +31,14 @@ struct WeightMatrix {
     int64_t rows;
     int64_t cols;
     int64_t row_bytes;
+    bool packed = false;  // rows are in the order of isa/packed.hpp (Q4_0, Q4_1 and Q8_0 alone)
+};
+
+// Tokens in 8 bits, which packed rows are multiplied by; null elsewhere. Filled by linear() itself.
+struct QuantisedTokens {
+    const int8_t* q = nullptr;        // (n_tokens, cols)
+    const float* scales = nullptr;    // (n_tokens, cols / 32)
+    const float* sums = nullptr;      // (n_tokens, cols / 32): scale times the sum of q
 };
 
 struct LinearJob {
@@ -40,6 +48,7 @@ struct LinearJob {
     const uint8_t* mask;  // (n_tokens, rows), or null for every product
     float* y;             // (n_tokens, rows)
     int64_t n_tokens;
+    QuantisedTokens quantised = {};
 };
 
 struct AccumulateJob {

@@ -13,20 +13,15 @@ struct ProductTile {
     int64_t row_begin, row_end, token_begin, token_end;
 };
 
-// Non-zero coefficients of one token in ascending row order, of which a chunk is added into one partial vector.
-struct RowList {
-    const int32_t* rows;
-    int64_t n;
-};
-
 // Columns [col_begin, col_end) of the sums of tokens [token_begin, token_end); col_begin is a multiple of 256.
 struct StripTile {
     int64_t col_begin, col_end, token_begin, token_end;
 };
 
-// Rows added into one partial vector before it joins the token's total. Part of the definition of the order of sums:
-// both schedules of accumulate_rows cut a token's list at the same places.
-inline constexpr int64_t kAccumulateChunk = 64;
+// accumulate_rows adds the rows of each of so many blocks into a partial vector before it joins the token's total. Which
+// block a row is in does not depend on which rows are added, so that leaving out zeros changes no bit.
+inline constexpr int64_t kRowBlocks = 16;
+inline constexpr int64_t rows_of_block(int64_t n_rows) { return (n_rows + kRowBlocks - 1) / kRowBlocks; }
 inline constexpr int64_t kStripCols = 256;
 inline constexpr int64_t kStripTokens = 64;
 // Floats of scratch that accumulate_strip needs.
@@ -37,15 +32,18 @@ struct KernelTable {
     const char* name;
     // Products of the tile; returns how many were computed (all, or those the mask wants).
     int64_t (*linear_tile)(const LinearJob&, const ProductTile&);
-    // Compacts token's non-zero coefficients (or every row) into rows[], returns their number.
-    int64_t (*list_rows)(const AccumulateJob&, int64_t token, int32_t* rows);
-    // partial[cols] = sum over the chunk in order, from zero.
-    void (*accumulate_chunk)(const AccumulateJob&, int64_t token, const RowList& chunk, float* partial);
-    // y[token, begin..end) = ((partials[0] + partials[1]) + ...) + bias; partials (n_partials, cols).
-    void (*combine_partials)(
-        const AccumulateJob&, int64_t token, const float* partials, int64_t n_partials, int64_t begin, int64_t end);
+    // partial[cols] = sum over the non-zero coefficients (or all) of rows [begin, end) in order, from zero; rows[] is
+    // scratch for their numbers. Returns how many were added.
+    int64_t (*accumulate_block)(
+        const AccumulateJob&, int64_t token, int64_t begin, int64_t end, int32_t* rows, float* partial);
+    // y[token, begin..end) = ((partials[0] + partials[1]) + ...) + bias; partials (kRowBlocks, cols).
+    void (*combine_partials)(const AccumulateJob&, int64_t token, const float* partials, int64_t begin, int64_t end);
     // The whole sums of a strip of columns for a block of tokens; returns the pairs added if it holds column 0, else 0.
     int64_t (*accumulate_strip)(const AccumulateJob&, const StripTile&, float* scratch);
+    // One token's activations in 8 bits: q (n), scales and sums (n / 32).
+    void (*quantise_token)(const float* x, int64_t n, int8_t* q, float* scales, float* sums);
+    // A stored row of a type that can be packed, as a packed row of the same number of bytes.
+    void (*pack_row)(WeightType type, const uint8_t* row, int64_t cols, uint8_t* out);
     void (*rows)(const RowsJob&, int64_t begin, int64_t end);
     void (*norm)(const NormJob&, int64_t token);
     void (*rope)(const RopeJob&, int64_t token);
@@ -68,6 +66,9 @@ namespace isa_avx2 {
 extern const KernelTable kernel_table;
 }
 namespace isa_avx512 {
+extern const KernelTable kernel_table;
+}
+namespace isa_avx512vnni {
 extern const KernelTable kernel_table;
 }
 

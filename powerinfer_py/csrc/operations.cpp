@@ -14,7 +14,7 @@ constexpr int64_t kInlineProducts = 32768;
 constexpr int64_t kItemBytes = 32768;
 // Up to this many tokens accumulate_rows reads each row whole and in order, as memory likes it; with more, strips of
 // columns let the tokens share what was read and dequantised.
-constexpr int64_t kChunkScheduleTokens = 4;
+constexpr int64_t kBlockScheduleTokens = 4;
 constexpr int64_t kCombineCols = 1024;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -56,35 +56,25 @@ struct LinearItems {
     }
 };
 
-// One token's list of rows, cut into chunks of kAccumulateChunk.
-int64_t accumulate_by_chunks(const AccumulateJob& job, Executor& executor, bool inline_all) {
-    const int64_t n_rows = job.matrix.rows, cols = job.matrix.cols;
+// One token's blocks of rows, each into a partial vector of its own.
+int64_t accumulate_by_blocks(const AccumulateJob& job, Executor& executor, bool inline_all) {
+    const int64_t n_rows = job.matrix.rows, cols = job.matrix.cols, block = rows_of_block(n_rows);
     int32_t* lists = executor.row_lists.reserve(job.n_tokens * n_rows);
-    int64_t counts[kChunkScheduleTokens];
-    int64_t first_chunk[kChunkScheduleTokens + 1] = {0};
-    int64_t total = 0;
-    for (int64_t t = 0; t < job.n_tokens; t++) {
-        counts[t] = executor.kernels.list_rows(job, t, lists + t * n_rows);
-        first_chunk[t + 1] = first_chunk[t] + divide_up(counts[t], kAccumulateChunk);
-        total += counts[t];
-    }
-    const int64_t n_chunks = first_chunk[job.n_tokens];
-    float* partials = executor.partials.reserve(n_chunks * cols);
-    run_items(executor, n_chunks, inline_all || total * cols <= kInlineProducts, [&](int64_t item, int) {
-        int64_t t = 0;
-        while (item >= first_chunk[t + 1]) t++;
-        const int64_t begin = (item - first_chunk[t]) * kAccumulateChunk;
-        const RowList chunk{lists + t * n_rows + begin, std::min(kAccumulateChunk, counts[t] - begin)};
-        executor.kernels.accumulate_chunk(job, t, chunk, partials + item * cols);
+    float* partials = executor.partials.reserve(job.n_tokens * kRowBlocks * cols);
+    std::atomic<int64_t> total{0};
+    run_items(executor, job.n_tokens * kRowBlocks, inline_all, [&](int64_t item, int) {
+        const int64_t t = item / kRowBlocks, begin = std::min(item % kRowBlocks * block, n_rows);
+        const int64_t n = executor.kernels.accumulate_block(
+            job, t, begin, std::min(begin + block, n_rows), lists + t * n_rows + begin, partials + item * cols);
+        total.fetch_add(n, std::memory_order_relaxed);
     });
-    const int64_t n_blocks = divide_up(cols, kCombineCols);
-    run_items(executor, job.n_tokens * n_blocks, (n_chunks + 1) * cols <= kInlineProducts, [&](int64_t item, int) {
-        const int64_t t = item / n_blocks, begin = item % n_blocks * kCombineCols;
+    const int64_t n_parts = divide_up(cols, kCombineCols);
+    run_items(executor, job.n_tokens * n_parts, inline_all, [&](int64_t item, int) {
+        const int64_t t = item / n_parts, begin = item % n_parts * kCombineCols;
         executor.kernels.combine_partials(
-            job, t, partials + first_chunk[t] * cols, first_chunk[t + 1] - first_chunk[t], begin,
-            std::min(begin + kCombineCols, cols));
+            job, t, partials + t * kRowBlocks * cols, begin, std::min(begin + kCombineCols, cols));
     });
-    return total;
+    return total.load();
 }
 
 int64_t accumulate_by_strips(const AccumulateJob& job, Executor& executor, bool inline_all) {
@@ -96,15 +86,36 @@ int64_t accumulate_by_strips(const AccumulateJob& job, Executor& executor, bool 
         const int64_t col = item % n_strips * kStripCols, token = item / n_strips * kStripTokens;
         const StripTile tile{col, std::min(col + kStripCols, job.matrix.cols), token,
                              std::min(token + kStripTokens, job.n_tokens)};
-        total.fetch_add(executor.kernels.accumulate_strip(job, tile, scratch + thread * kStripScratch), std::memory_order_relaxed);
+        const int64_t n = executor.kernels.accumulate_strip(job, tile, scratch + thread * kStripScratch);
+        total.fetch_add(n, std::memory_order_relaxed);
     });
     return total.load();
 }
 
+// The job with its tokens in 8 bits, if its rows want them so. `reuse` holds those of another job over the same tokens.
+LinearJob with_tokens(LinearJob job, const QuantisedTokens& reuse, Executor& executor) {
+    if (!job.matrix.packed) return job;
+    if (reuse.q) {
+        job.quantised = reuse;
+        return job;
+    }
+    const int64_t cols = job.matrix.cols, n_blocks = cols / 32;
+    int8_t* q = executor.quantised.reserve(job.n_tokens * cols);
+    float* scales = executor.quantised_scales.reserve(2 * job.n_tokens * n_blocks);
+    float* sums = scales + job.n_tokens * n_blocks;
+    run_items(executor, job.n_tokens, job.n_tokens * cols <= kInlineProducts, [&](int64_t t, int) {
+        executor.kernels.quantise_token(
+            job.x + t * cols, cols, q + t * cols, scales + t * n_blocks, sums + t * n_blocks);
+    });
+    job.quantised = {q, scales, sums};
+    return job;
+}
+
 }  // namespace
 
-int64_t linear(const LinearJob& job, Executor& executor) {
+int64_t linear(const LinearJob& given, Executor& executor) {
     const std::lock_guard lock(executor.busy);
+    const LinearJob job = with_tokens(given, {}, executor);
     const bool inline_all = job.matrix.rows * job.matrix.cols * job.n_tokens <= kInlineProducts;
     const LinearItems items(job, inline_all);
     std::atomic<int64_t> total{0};
@@ -114,10 +125,16 @@ int64_t linear(const LinearJob& job, Executor& executor) {
     return total.load();
 }
 
-void linear_group(const LinearJob* jobs, int n_jobs, Executor& executor) {
+void linear_group(const LinearJob* given, int n_jobs, Executor& executor) {
     const std::lock_guard lock(executor.busy);
+    LinearJob jobs[kMaxGroup];
+    QuantisedTokens tokens;
     int64_t products = 0;
-    for (int i = 0; i < n_jobs; i++) products += jobs[i].matrix.rows * jobs[i].matrix.cols * jobs[i].n_tokens;
+    for (int i = 0; i < n_jobs; i++) {
+        jobs[i] = with_tokens(given[i], tokens, executor);
+        if (jobs[i].quantised.q) tokens = jobs[i].quantised;
+        products += jobs[i].matrix.rows * jobs[i].matrix.cols * jobs[i].n_tokens;
+    }
     const bool inline_all = products <= kInlineProducts;
     LinearItems items[kMaxGroup];
     int64_t n = 0;
@@ -132,8 +149,18 @@ void linear_group(const LinearJob* jobs, int n_jobs, Executor& executor) {
 int64_t accumulate_rows(const AccumulateJob& job, Executor& executor) {
     const std::lock_guard lock(executor.busy);
     const bool inline_all = job.matrix.rows * job.matrix.cols * job.n_tokens <= kInlineProducts;
-    if (job.n_tokens <= kChunkScheduleTokens) return accumulate_by_chunks(job, executor, inline_all);
+    if (job.n_tokens <= kBlockScheduleTokens) return accumulate_by_blocks(job, executor, inline_all);
     return accumulate_by_strips(job, executor, inline_all);
+}
+
+void pack(const WeightMatrix& stored, uint8_t* out, Executor& executor) {
+    const std::lock_guard lock(executor.busy);
+    const int64_t item_rows = rows_per_item(stored);
+    run_items(executor, divide_up(stored.rows, item_rows), false, [&](int64_t item, int) {
+        for (int64_t r = item * item_rows; r < std::min((item + 1) * item_rows, stored.rows); r++)
+            executor.kernels.pack_row(
+                stored.type, stored.data + r * stored.row_bytes, stored.cols, out + r * stored.row_bytes);
+    });
 }
 
 void rows(const RowsJob& job, Executor& executor) {

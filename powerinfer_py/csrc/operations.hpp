@@ -10,11 +10,14 @@ namespace powerinfer {
 int64_t linear(const LinearJob& job, Executor& executor);
 // Returns the number of (token, row) pairs added.
 int64_t accumulate_rows(const AccumulateJob& job, Executor& executor);
+// Rows of `stored` (Q4_0, Q4_1 or Q8_0) as packed rows, the same number of bytes.
+void pack(const WeightMatrix& stored, uint8_t* out, Executor& executor);
+// Rows as files store them; packed ones cannot be looked up or added.
 void rows(const RowsJob& job, Executor& executor);
 void norm(const NormJob& job, Executor& executor);
 void rope(const RopeJob& job, Executor& executor);
 void attention(const AttentionJob& job, Executor& executor);
-// Up to three products of the same tokens at once: one hand-over to the threads instead of one each.
+// Up to three products of the same x at once: one hand-over to the threads instead of one each.
 void linear_group(const LinearJob* jobs, int n_jobs, Executor& executor);
 // y = residual + the block's result, each in a single call.
 void attention_block(const AttentionBlockJob& job, const AttentionStep& step, Executor& executor);

@@ -6,6 +6,7 @@ only when every file of it has been checked whole; from then on tensor data is r
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,6 +57,14 @@ class GGUFFile(TypedMetadata):
         if info.n_bytes == 0:
             return np.frombuffer(b"", np.uint8)
         return np.frombuffer(self.shards[info.file_index].map, np.uint8, info.n_bytes, info.offset)
+
+    def release(self, name: str) -> None:
+        """Lets the system take back the memory that a tensor's pages occupy; they are read again when touched."""
+        info = self.tensors[name]
+        start = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        n_bytes = (info.offset + info.n_bytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
+        if n_bytes > 0 and self.shards and hasattr(mmap, "MADV_DONTNEED"):
+            self.shards[info.file_index].map.madvise(mmap.MADV_DONTNEED, start, n_bytes)
 
     def close(self) -> None:
         """Lets go of the files; a second call does nothing. Views that still exist keep their map alive."""

@@ -19,6 +19,9 @@ from powerinfer_py.gguf.types import GGMLType
 from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock, FeedForwardResult, LayerCache, Norm
 from powerinfer_py.kernels.interface import Kernels, Matrix, RopeTable
 
+# Types with a packed order of rows, see csrc/isa/packed.hpp.
+PACKED_TYPES = (GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q8_0)
+
 # The order of `enum class Activation` in csrc/jobs.hpp.
 _ACTIVATION_IDS = {
     Activation.RELU: 0,
@@ -51,8 +54,19 @@ class NativeKernels(Kernels):
         """Threads in use, the calling one included."""
         return self._native.threads
 
-    def matrix(self, name: str, ggml_type: GGMLType, rows: int, cols: int, data: npt.NDArray[np.uint8]) -> Matrix:
-        return Matrix(name, ggml_type, rows, cols, data, _native.Matrix(data, int(ggml_type), rows, cols))
+    def matrix(
+        self,
+        name: str,
+        ggml_type: GGMLType,
+        rows: int,
+        cols: int,
+        data: npt.NDArray[np.uint8],
+        *,
+        pack: bool = False,
+    ) -> Matrix:
+        handle = _native.Matrix(data, int(ggml_type), rows, cols)
+        packed = pack and ggml_type in PACKED_TYPES
+        return Matrix(name, ggml_type, rows, cols, data, self._native.pack(handle) if packed else handle, packed)
 
     def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None) -> Tensor:
         n_tokens = _tokens(x, matrix.cols)

@@ -27,7 +27,8 @@ class Matrix:
     """`rows` rows of `cols` weights in the layout of a file's type; row r starts at byte `r * row_bytes` of `data`.
 
     data: read-only uint8, one dimension, usually a view of the memory-mapped file. handle: what the implementation that
-    made this matrix needs (`Kernels.matrix`); a matrix works only with the kernels that made it.
+    made this matrix needs (`Kernels.matrix`); a matrix works only with the kernels that made it. packed: the rows were
+    copied into another order, so that the matrix can be multiplied but not read by rows.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Matrix:
     cols: int
     data: npt.NDArray[np.uint8]
     handle: Any = None
+    packed: bool = False
 
     @property
     def row_bytes(self) -> int:
@@ -67,8 +69,21 @@ class Kernels(ABC):
     name: str
 
     @abstractmethod
-    def matrix(self, name: str, ggml_type: GGMLType, rows: int, cols: int, data: npt.NDArray[np.uint8]) -> Matrix:
-        """Prepares a weight matrix. `data` (uint8, rows * row_bytes) must stay alive, unchanged; it is not copied."""
+    def matrix(
+        self,
+        name: str,
+        ggml_type: GGMLType,
+        rows: int,
+        cols: int,
+        data: npt.NDArray[np.uint8],
+        *,
+        pack: bool = False,
+    ) -> Matrix:
+        """Prepares a weight matrix. `data` (uint8, rows * row_bytes) must stay alive and unchanged.
+
+        pack: the matrix is only ever multiplied (`linear`, `linear_masked`), and its rows may be copied into an order
+        that is faster to multiply; `Matrix.packed` says whether they were. Otherwise nothing is copied.
+        """
 
     @abstractmethod
     def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None) -> Tensor:

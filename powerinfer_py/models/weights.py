@@ -30,10 +30,13 @@ class WeightSource(Protocol):
         """First dimension of a tensor of two."""
 
     def matrix(self, name: str, rows: int, cols: int) -> Matrix:
-        """A weight matrix in the file's type, shape (rows, cols)."""
+        """A weight matrix (rows, cols) in the file's type, to be multiplied."""
+
+    def table(self, name: str, rows: int, cols: int) -> Matrix:
+        """The same for a matrix whose rows are looked up or added up."""
 
     def transposed(self, name: str, rows: int, cols: int) -> Matrix:
-        """The transpose of a matrix that the file holds as (cols, rows)."""
+        """The transpose of a matrix that the file holds as (cols, rows), as a table."""
 
     def vector(self, name: str, n: int) -> Tensor:
         """A norm weight or bias, float32 (n)."""
@@ -81,17 +84,17 @@ class Assembly:
     def model(self, layers: range) -> ModelWeights:
         """Embedding, head and the layers of the range."""
         config, source = self.config, self.source
-        embedding = source.matrix("token_embd.weight", config.n_vocab, config.n_embd)
-        has_head = source.has("output.weight")
+        # A head that is tied to the embedding is the same tensor, multiplied instead of looked up.
+        head = "output.weight" if source.has("output.weight") else "token_embd.weight"
         position_rows = config.n_ctx_train + self.architecture.position_offset
         return ModelWeights(
-            token_embd=embedding,
+            token_embd=source.table("token_embd.weight", config.n_vocab, config.n_embd),
             position_embd=None
             if self.architecture.uses_rope
-            else source.matrix("position_embd.weight", position_rows, config.n_embd),
+            else source.table("position_embd.weight", position_rows, config.n_embd),
             layers=tuple(self._layer(f"blk.{i}.") for i in layers),
             output_norm=self._norm("output_norm"),
-            output=source.matrix("output.weight", config.n_vocab, config.n_embd) if has_head else embedding,
+            output=source.matrix(head, config.n_vocab, config.n_embd),
         )
 
     def _layer(self, prefix: str) -> LayerWeights:
@@ -151,7 +154,7 @@ class Assembly:
         has_rows = source.has(prefix + "ffn_down_t.weight")
         transposes = not has_rows and self.sparsity is not Sparsity.DENSE
         if has_rows:
-            down = source.matrix(prefix + "ffn_down_t.weight", n_ff, n_embd)
+            down = source.table(prefix + "ffn_down_t.weight", n_ff, n_embd)
         elif transposes:
             down = source.transposed(prefix + "ffn_down.weight", n_ff, n_embd)
         else:

@@ -1,4 +1,4 @@
-"""Pinning weights in memory, for `--mlock`."""
+"""How much memory there is for weights, and pinning them in it (`--mlock`)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ import os
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from powerinfer_py.errors import DeviceError
+
+
+# Left to the system and to everything that is not weights.
+_MARGIN_BYTES = 1 << 30
+
+
+def fits_in_memory(n_bytes: int) -> bool:
+    """Whether a copy of `n_bytes` of weights fits what is available now, with a margin."""
+    return n_bytes + _MARGIN_BYTES <= int(psutil.virtual_memory().available)
 
 
 def lock_in_memory(data: npt.NDArray[np.uint8]) -> None:

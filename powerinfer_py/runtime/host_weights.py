@@ -19,7 +19,7 @@ from powerinfer_py.gguf.quants import dequantize
 from powerinfer_py.gguf.types import WEIGHT_TYPES, GGMLType
 from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock
 from powerinfer_py.kernels.interface import Kernels, Matrix
-from powerinfer_py.runtime.host_memory import lock_in_memory
+from powerinfer_py.runtime.host_memory import fits_in_memory, lock_in_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +39,8 @@ class FileWeights:
         self._kernels = kernels
         self._options = options
         self._asked: set[str] = set()
-        self._matrices: dict[str, Matrix] = {}
+        self._tables: dict[str, Matrix] = {}
+        self._packs = options.repack and fits_in_memory(file.n_bytes)
         self.transposed_bytes = 0
 
     def has(self, name: str) -> bool:
@@ -54,11 +55,20 @@ class FileWeights:
         return info.shape[0]
 
     def matrix(self, name: str, rows: int, cols: int) -> Matrix:
-        """The matrix in its file type; the same object for the same name (a tied head is one matrix)."""
-        if name not in self._matrices:
+        """The matrix in its file type, packed where that is wanted; its pages of the file are then let go."""
+        info = self._checked(name, (rows, cols))
+        matrix = self._kernels.matrix(name, info.ggml_type, rows, cols, self._file.tensor_data(name), pack=self._packs)
+        if not matrix.packed:
+            return self.table(name, rows, cols)
+        self._file.release(name)
+        return matrix
+
+    def table(self, name: str, rows: int, cols: int) -> Matrix:
+        """The matrix as it lies in the file; the same object for the same name."""
+        if name not in self._tables:
             info = self._checked(name, (rows, cols))
-            self._matrices[name] = self._kernels.matrix(name, info.ggml_type, rows, cols, self._data(name))
-        return self._matrices[name]
+            self._tables[name] = self._kernels.matrix(name, info.ggml_type, rows, cols, self._data(name))
+        return self._tables[name]
 
     def transposed(self, name: str, rows: int, cols: int) -> Matrix:
         """The transpose: exact in F32, F16 and BF16; other types become F16, whose 11 bits exceed their 4 to 8."""

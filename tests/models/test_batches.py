@@ -90,4 +90,5 @@ def test_kernels_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         native = llm.logits(TOKENS)
     monkeypatch.setenv("POWERINFER_KERNELS", "torch")
     with LLM(model(name), sparsity="dense", threads=2) as llm:
-        assert nmse(llm.logits(TOKENS), native) < 1e-6
+        # Beside quantised weights the native kernels round activations to 8 bits.
+        assert nmse(llm.logits(TOKENS), native) < (5e-4 if name.endswith("q4") else 1e-6)

@@ -70,5 +70,6 @@ def test_opt_predictors_choose_neurons(opt_files: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("name", [*NAMES, *(f"{name}.q4" for name in NAMES)])
 def test_exact_equals_dense(name: str) -> None:
+    """Bit for bit: leaving out neurons that are silent does not change the order of any sum."""
     path = FIXTURES / f"{name}.powerinfer.gguf"
-    assert nmse(logits(path, "exact"), logits(path, "dense")) < 1e-6
+    assert np.array_equal(logits(path, "exact"), logits(path, "dense"))

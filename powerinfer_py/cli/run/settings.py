@@ -77,6 +77,7 @@ def llm_options(args: argparse.Namespace, model: Path) -> dict[str, Any]:
         "activation": args.activation,
         "use_mmap": not args.no_mmap,
         "use_mlock": args.mlock,
+        "repack": not args.no_repack,
     }
 
 

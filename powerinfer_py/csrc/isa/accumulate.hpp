@@ -1,8 +1,9 @@
 // Weighted sums of rows. Included inside the instruction set's namespace.
 //
-// The order of a token's sum is fixed by its own coefficients: its list of non-zero rows, ascending, is cut into chunks
-// of kAccumulateChunk; a chunk is summed row by row from zero; the chunks' sums are added in order; the bias comes last.
-// Both schedules below, by chunks and by strips of columns, do exactly these operations for each column.
+// The order of a token's sum: the rows are cut into kRowBlocks blocks of equal size; each is summed row by row from zero,
+// ascending; the blocks' sums are added in order; the bias comes last. A row left out for its zero coefficient would
+// have added exactly zero, so sparse and dense sums have the same bits. Both schedules below, by blocks and by strips of
+// columns, do these operations for each column.
 
 // acc[0, n) += sum over K rows of coefficient * row, row after row, from float32 rows `stride` apart.
 template <int K>
@@ -74,94 +75,67 @@ void add_rows(
 
 inline bool is_added(const AccumulateJob& job, float coefficient) { return job.all_rows || !(coefficient == 0); }
 
-int64_t list_rows(const AccumulateJob& job, int64_t token, int32_t* rows) {
-    const float* coefficients = job.coefficients + token * job.matrix.rows;
-    int64_t n = 0;
-    // Branch-free: which neurons fire is as good as random to a branch predictor.
-    for (int64_t r = 0; r < job.matrix.rows; r++) {
-        rows[n] = static_cast<int32_t>(r);
-        n += is_added(job, coefficients[r]);
-    }
-    return n;
-}
-
 template <WeightType type>
-void chunk_sum(const AccumulateJob& job, int64_t token, const RowList& chunk, float* partial) {
+int64_t block_sum(
+    const AccumulateJob& job, int64_t token, int64_t begin, int64_t end, int32_t* list, float* partial) {
     const float* coefficients = job.coefficients + token * job.matrix.rows;
     const int64_t cols = job.matrix.cols;
-    for (int64_t i = 0; i < cols; i++) partial[i] = 0;
-    int64_t i = 0;
-    for (; i + 4 <= chunk.n; i += 4) {
+    int64_t n = 0, i = 0;
+    // Branch-free: which neurons fire is as good as random to a branch predictor.
+    for (int64_t r = begin; r < end; r++) {
+        list[n] = static_cast<int32_t>(r);
+        n += is_added(job, coefficients[r]);
+    }
+    for (int64_t c = 0; c < cols; c++) partial[c] = 0;
+    for (; i + 4 <= n; i += 4) {
         const uint8_t* rows[4];
         const uint8_t* next[4];
         float c[4];
         for (int k = 0; k < 4; k++) {
-            rows[k] = row_of(job.matrix, chunk.rows[i + k]);
-            next[k] = row_of(job.matrix, chunk.rows[i + 4 + k < chunk.n ? i + 4 + k : i + k]);
-            c[k] = coefficients[chunk.rows[i + k]];
+            rows[k] = row_of(job.matrix, list[i + k]);
+            next[k] = row_of(job.matrix, list[i + 4 + k < n ? i + 4 + k : i + k]);
+            c[k] = coefficients[list[i + k]];
         }
         add_rows<type, 4>(rows, next, c, cols, partial);
     }
-    for (; i < chunk.n; i++) {
-        const uint8_t* row = row_of(job.matrix, chunk.rows[i]);
-        add_rows<type, 1>(&row, &row, coefficients + chunk.rows[i], cols, partial);
+    for (; i < n; i++) {
+        const uint8_t* row = row_of(job.matrix, list[i]);
+        add_rows<type, 1>(&row, &row, coefficients + list[i], cols, partial);
     }
+    return n;
 }
 
-void accumulate_chunk(const AccumulateJob& job, int64_t token, const RowList& chunk, float* partial) {
-    with_type(job.matrix.type, [&](auto tag) { chunk_sum<decltype(tag)::value>(job, token, chunk, partial); });
+int64_t accumulate_block(
+    const AccumulateJob& job, int64_t token, int64_t begin, int64_t end, int32_t* rows, float* partial) {
+    int64_t n = 0;
+    with_type(job.matrix.type, [&](auto tag) {
+        n = block_sum<decltype(tag)::value>(job, token, begin, end, rows, partial);
+    });
+    return n;
 }
 
-void combine_partials(
-    const AccumulateJob& job, int64_t token, const float* partials, int64_t n_partials, int64_t begin, int64_t end) {
+void combine_partials(const AccumulateJob& job, int64_t token, const float* partials, int64_t begin, int64_t end) {
     const int64_t cols = job.matrix.cols;
     float* y = job.y + token * cols;
-    for (int64_t i = begin; i < end; i++) y[i] = n_partials ? partials[i] : 0;
-    for (int64_t p = 1; p < n_partials; p++)
+    for (int64_t i = begin; i < end; i++) y[i] = partials[i];
+    for (int64_t p = 1; p < kRowBlocks; p++)
         for (int64_t i = begin; i < end; i++) y[i] += partials[p * cols + i];
     if (job.bias)
         for (int64_t i = begin; i < end; i++) y[i] += job.bias[i];
 }
 
-// The sums of one token over one strip of columns.
-struct StripSum {
-    float* partial;   // (kStripCols)
-    float* total;     // (kStripCols)
-    int64_t n_added;  // rows added so far
-
-    void add_partial(int64_t n, bool first) {
-        for (int64_t i = 0; i < n; i++) total[i] = first ? partial[i] : total[i] + partial[i];
-        for (int64_t i = 0; i < n; i++) partial[i] = 0;
-    }
-
-    void add(const float* const* rows, const float* coefficients, int k, int64_t n) {
-        const int64_t room = kAccumulateChunk - n_added % kAccumulateChunk;
-        const int now = k < room ? k : static_cast<int>(room);
-        add_some_floats(rows, coefficients, now, n, partial);
-        n_added += now;
-        if (now == room) {
-            add_partial(n, n_added == kAccumulateChunk);
-            if (now < k) add(rows + now, coefficients + now, k - now, n);
-        }
-    }
-};
-
+// Rows [begin, end) of the strip, added to every token's partial sum; returns the pairs added.
 template <WeightType type>
-int64_t strip_sums(const AccumulateJob& job, const StripTile& tile, float* scratch) {
+int64_t strip_block(const AccumulateJob& job, const StripTile& tile, int64_t begin, int64_t end, float* partials) {
     alignas(64) float w[4][kStripCols];
-    StripSum sums[kStripTokens];
     const int64_t n_rows = job.matrix.rows, n = tile.col_end - tile.col_begin;
-    const int n_tokens = static_cast<int>(tile.token_end - tile.token_begin);
-    for (int t = 0; t < n_tokens; t++) {
-        sums[t] = {scratch + 2 * t * kStripCols, scratch + (2 * t + 1) * kStripCols, 0};
-        for (int64_t i = 0; i < n; i++) sums[t].partial[i] = sums[t].total[i] = 0;
-    }
-    for (int64_t row = 0; row < n_rows; row += 4) {
-        const int n_now = n_rows - row < 4 ? static_cast<int>(n_rows - row) : 4;
+    int64_t count = 0;
+    for (int64_t row = begin; row < end; row += 4) {
+        const int n_now = end - row < 4 ? static_cast<int>(end - row) : 4;
         bool unpacked[4] = {false, false, false, false};
-        for (int64_t r = row + 4; r < row + 8 && r < n_rows; r++) fetch<type>(row_of(job.matrix, r), tile.col_begin, n);
-        for (int t = 0; t < n_tokens; t++) {
-            const float* coefficients = job.coefficients + (tile.token_begin + t) * n_rows + row;
+        for (int64_t r = row + 4; r < row + 8 && r < end; r++) fetch<type>(row_of(job.matrix, r), tile.col_begin, n);
+        for (int64_t t = tile.token_begin; t < tile.token_end; t++) {
+            const float* coefficients = job.coefficients + t * n_rows + row;
             const float* rows[4];
             float c[4];
             int k = 0;
@@ -172,16 +146,31 @@ int64_t strip_sums(const AccumulateJob& job, const StripTile& tile, float* scrat
                 rows[k] = w[r];
                 c[k++] = coefficients[r];
             }
-            if (k) sums[t].add(rows, c, k, n);
+            if (k) add_some_floats(rows, c, k, n, partials + (t - tile.token_begin) * kStripCols);
+            count += k;
         }
     }
+    return count;
+}
+
+// scratch: partial sums of all tokens of the tile, then their totals.
+template <WeightType type>
+int64_t strip_sums(const AccumulateJob& job, const StripTile& tile, float* scratch) {
+    const int64_t n_rows = job.matrix.rows, block = rows_of_block(n_rows), n = tile.col_end - tile.col_begin;
+    const int64_t n_tokens = tile.token_end - tile.token_begin;
+    float* totals = scratch + kStripTokens * kStripCols;
     int64_t count = 0;
-    for (int t = 0; t < n_tokens; t++) {
-        if (sums[t].n_added % kAccumulateChunk) sums[t].add_partial(n, sums[t].n_added < kAccumulateChunk);
+    for (int64_t b = 0; b < kRowBlocks; b++) {
+        const int64_t begin = b * block < n_rows ? b * block : n_rows;
+        for (int64_t i = 0; i < n_tokens * kStripCols; i++) scratch[i] = 0;
+        count += strip_block<type>(job, tile, begin, begin + block < n_rows ? begin + block : n_rows, scratch);
+        for (int64_t i = 0; i < n_tokens * kStripCols; i++) totals[i] = b ? totals[i] + scratch[i] : scratch[i];
+    }
+    for (int64_t t = 0; t < n_tokens; t++) {
         float* y = job.y + (tile.token_begin + t) * job.matrix.cols + tile.col_begin;
-        for (int64_t i = 0; i < n; i++)
-            y[i] = job.bias ? sums[t].total[i] + job.bias[tile.col_begin + i] : sums[t].total[i];
-        count += sums[t].n_added;
+        for (int64_t i = 0; i < n; i++) y[i] = totals[t * kStripCols + i];
+        if (job.bias)
+            for (int64_t i = 0; i < n; i++) y[i] += job.bias[tile.col_begin + i];
     }
     return tile.col_begin == 0 ? count : 0;
 }

@@ -5,7 +5,7 @@
 #include "kernel_table.hpp"
 
 #include <cstdint>
-#if defined(POWERINFER_ISA_avx2) || defined(POWERINFER_ISA_avx512)
+#if !defined(POWERINFER_ISA_scalar)
 #include <immintrin.h>
 #endif
 
@@ -18,18 +18,27 @@ template <WeightType type>
 struct Unpack;
 
 #include "isa/blocks.hpp"
-#if defined(POWERINFER_ISA_avx512)
+#include "isa/packed_tokens.hpp"
+#if defined(POWERINFER_ISA_avx512) || defined(POWERINFER_ISA_avx512vnni)
 #include "isa/vector_avx512.hpp"
+#include "isa/packed_avx512.hpp"
+#if defined(POWERINFER_ISA_avx512vnni)
+constexpr const char* kName = "avx512vnni";
+#else
 constexpr const char* kName = "avx512";
+#endif
 #elif defined(POWERINFER_ISA_avx2)
 #include "isa/vector_avx2.hpp"
+#include "isa/packed_avx2.hpp"
 constexpr const char* kName = "avx2";
 #else
 #include "isa/vector_scalar.hpp"
+#include "isa/packed_scalar.hpp"
 constexpr const char* kName = "scalar";
 #endif
 #include "isa/unpack.hpp"
 #include "isa/products.hpp"
+#include "isa/packed.hpp"
 #include "isa/linear.hpp"
 #include "isa/accumulate.hpp"
 #include "isa/token_wise.hpp"
@@ -40,8 +49,8 @@ constexpr const char* kName = "scalar";
 
 extern const KernelTable kernel_table;
 const KernelTable kernel_table = {
-    kName, linear_tile,     list_rows,      accumulate_chunk, combine_partials, accumulate_strip,
-    copy_rows, norm, rope, attention_store, attention_item,
+    kName, linear_tile, accumulate_block, combine_partials, accumulate_strip, quantise_token,
+    pack_row, copy_rows, norm, rope, attention_store, attention_item,
     relu_range, predict_range, fire_range, hide_range, add_range,
 };
 

@@ -10,15 +10,38 @@ struct ProductGroup {
     int n_tokens;
 };
 
+// Rows as files store them, times float32 tokens.
 template <WeightType type>
+struct StoredProducts {
+    static void run(const LinearJob& job, const uint8_t* const* rows, const ProductGroup& group, float* results) {
+        const float* x[kMaxTokens];
+        for (int t = 0; t < group.n_tokens; t++) x[t] = job.x + group.tokens[t] * job.matrix.cols;
+        products<type>(rows, group.n_rows, x, group.n_tokens, job.matrix.cols, results);
+    }
+};
+
+// Packed rows, times tokens in 8 bits.
+template <WeightType type>
+struct PackedProducts {
+    static void run(const LinearJob& job, const uint8_t* const* rows, const ProductGroup& group, float* results) {
+        const int64_t cols = job.matrix.cols, n_blocks = cols / 32;
+        PackedToken x[kMaxTokens];
+        for (int t = 0; t < group.n_tokens; t++) {
+            const int64_t token = group.tokens[t];
+            x[t] = {job.quantised.q + token * cols, job.quantised.scales + token * n_blocks,
+                    job.quantised.sums + token * n_blocks};
+        }
+        packed_products<type>(rows, group.n_rows, x, group.n_tokens, cols, results);
+    }
+};
+
+template <typename Products>
 int64_t compute_group(const LinearJob& job, const ProductGroup& group) {
     const uint8_t* rows[kMaxRows];
-    const float* x[kMaxTokens];
     float results[kRowTile * kMaxTokens];  // the same number as kMaxRows * kFewTokens
     if (group.n_rows == 0 || group.n_tokens == 0) return 0;
     for (int r = 0; r < group.n_rows; r++) rows[r] = row_of(job.matrix, group.rows[r]);
-    for (int t = 0; t < group.n_tokens; t++) x[t] = job.x + group.tokens[t] * job.matrix.cols;
-    products<type>(rows, group.n_rows, x, group.n_tokens, job.matrix.cols, results);
+    Products::run(job, rows, group, results);
     for (int t = 0; t < group.n_tokens; t++)
         for (int r = 0; r < group.n_rows; r++) {
             const float product = results[r * group.n_tokens + t];
@@ -28,7 +51,7 @@ int64_t compute_group(const LinearJob& job, const ProductGroup& group) {
     return static_cast<int64_t>(group.n_rows) * group.n_tokens;
 }
 
-template <WeightType type>
+template <typename Products>
 int64_t dense_tile(const LinearJob& job, const ProductTile& tile) {
     ProductGroup group;
     group.n_tokens = 0;
@@ -38,13 +61,13 @@ int64_t dense_tile(const LinearJob& job, const ProductTile& tile) {
     for (int64_t row = tile.row_begin; row < tile.row_end; row += step) {
         group.n_rows = 0;
         for (int64_t r = row; r < tile.row_end && r < row + step; r++) group.rows[group.n_rows++] = r;
-        count += compute_group<type>(job, group);
+        count += compute_group<Products>(job, group);
     }
     return count;
 }
 
 // One token: its wanted rows are gathered, so that full groups are computed however thin they are spread.
-template <WeightType type>
+template <typename Products>
 int64_t masked_rows(const LinearJob& job, const ProductTile& tile) {
     const uint8_t* mask = job.mask + tile.token_begin * job.matrix.rows;
     float* y = job.y + tile.token_begin * job.matrix.rows;
@@ -60,16 +83,16 @@ int64_t masked_rows(const LinearJob& job, const ProductTile& tile) {
         }
         group.rows[group.n_rows++] = r;
         if (group.n_rows == kMaxRows) {
-            count += compute_group<type>(job, group);
+            count += compute_group<Products>(job, group);
             group.n_rows = 0;
         }
     }
-    return count + compute_group<type>(job, group);
+    return count + compute_group<Products>(job, group);
 }
 
 // Many tokens: four rows at a time. Tokens that want all four share the dense micro-tile, the others are gathered row
 // by row.
-template <WeightType type>
+template <typename Products>
 int64_t masked_four_rows(const LinearJob& job, const ProductTile& tile, int64_t row, int n_rows) {
     ProductGroup together, single[4];
     together.n_rows = n_rows;
@@ -94,28 +117,38 @@ int64_t masked_four_rows(const LinearJob& job, const ProductTile& tile, int64_t 
                 job.y[t * job.matrix.rows + row + r] = 0;
         }
     }
-    int64_t count = compute_group<type>(job, together);
-    for (int r = 0; r < n_rows; r++) count += compute_group<type>(job, single[r]);
+    int64_t count = compute_group<Products>(job, together);
+    for (int r = 0; r < n_rows; r++) count += compute_group<Products>(job, single[r]);
     return count;
 }
 
-template <WeightType type>
+template <typename Products>
 int64_t masked_tile(const LinearJob& job, const ProductTile& tile) {
-    if (tile.token_end - tile.token_begin == 1) return masked_rows<type>(job, tile);
+    if (tile.token_end - tile.token_begin == 1) return masked_rows<Products>(job, tile);
     int64_t count = 0;
     for (int64_t row = tile.row_begin; row < tile.row_end; row += 4) {
         const int64_t n = tile.row_end - row;
-        count += masked_four_rows<type>(job, tile, row, n < 4 ? static_cast<int>(n) : 4);
+        count += masked_four_rows<Products>(job, tile, row, n < 4 ? static_cast<int>(n) : 4);
     }
     return count;
 }
 
+template <typename Products>
+int64_t any_tile(const LinearJob& job, const ProductTile& tile) {
+    return job.mask ? masked_tile<Products>(job, tile) : dense_tile<Products>(job, tile);
+}
+
 int64_t linear_tile(const LinearJob& job, const ProductTile& tile) {
+    if (job.matrix.packed) {
+        switch (job.matrix.type) {
+            case WeightType::Q4_0: return any_tile<PackedProducts<WeightType::Q4_0>>(job, tile);
+            case WeightType::Q4_1: return any_tile<PackedProducts<WeightType::Q4_1>>(job, tile);
+            case WeightType::Q8_0: return any_tile<PackedProducts<WeightType::Q8_0>>(job, tile);
+            default: return 0;  // no other type is ever packed
+        }
+    }
     int64_t count = 0;
-    with_type(job.matrix.type, [&](auto tag) {
-        constexpr WeightType type = decltype(tag)::value;
-        count = job.mask ? masked_tile<type>(job, tile) : dense_tile<type>(job, tile);
-    });
+    with_type(job.matrix.type, [&](auto tag) { count = any_tile<StoredProducts<decltype(tag)::value>>(job, tile); });
     return count;
 }
 

@@ -1,0 +1,128 @@
+"""Packed rows times tokens in 8 bits: the stated rounding and nothing else, on every instruction set."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from helpers_blocks import StoredRows, random_rows
+from helpers_kernels import dot_bound, mask_of, same_bits, tokens
+from torch import Tensor
+
+from powerinfer_py.gguf.types import GGMLType
+from powerinfer_py.kernels.cpu import PACKED_TYPES, NativeKernels
+from powerinfer_py.kernels.interface import Matrix
+
+# Whole runs of 512 weights, and every kind of rest: groups of 128, of 64, of 32.
+COLS = [32, 64, 96, 128, 160, 224, 512, 544, 576, 1024, 4096]
+N_ROWS = 37
+
+every_type = pytest.mark.parametrize("ggml_type", PACKED_TYPES, ids=lambda t: t.name)
+
+
+def packed(kernels: NativeKernels, rows: StoredRows) -> Matrix:
+    matrix = kernels.matrix("w", rows.type, *rows.values.shape, rows.data, pack=True)
+    assert matrix.packed
+    return matrix
+
+
+def in_8_bits(x: Tensor) -> npt.NDArray[np.float64]:
+    """What the kernels take x for: multiples of the largest magnitude / 127 of each block of 32."""
+    blocks = x.numpy().reshape(x.shape[0], -1, 32)
+    scales = (np.abs(blocks).max(axis=2, keepdims=True) / np.float32(127)).astype(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = np.where(scales > 0, np.float32(1) / scales, np.float32(0))
+    return (np.rint(blocks * inverse) * scales.astype(np.float64)).reshape(x.shape)
+
+
+@every_type
+@pytest.mark.parametrize("cols", COLS)
+def test_products(native: NativeKernels, ggml_type: GGMLType, cols: int) -> None:
+    rows = random_rows(ggml_type, N_ROWS, cols)
+    matrix = packed(native, rows)
+    for n_tokens in (1, 2, 3, 4, 5, 9, 70):
+        x = tokens(n_tokens, cols)
+        x[0, :32] = 0.0
+        taken, weights = in_8_bits(x), rows.values.astype(np.float64)
+        # An offset of up to 128 scales a weight is added and taken out again, which magnifies the rounding of sums.
+        scale = np.abs(weights).reshape(N_ROWS, -1, 32).max(axis=2)
+        magnitude = np.abs(taken) @ (np.abs(weights) + 2 * np.repeat(scale, 32, axis=1)).T
+        difference = np.abs(native.linear(matrix, x).numpy() - taken @ weights.T)
+        assert (difference <= dot_bound(cols, magnitude)).all()
+
+
+@every_type
+@pytest.mark.parametrize("cols", [96, 576])
+def test_a_product_is_the_same_in_any_company(native: NativeKernels, ggml_type: GGMLType, cols: int) -> None:
+    matrix = packed(native, random_rows(ggml_type, N_ROWS, cols))
+    x = tokens(70, cols)
+    whole = native.linear(matrix, x)
+    for n in (1, 2, 3, 5, 8, 9):
+        parts = [native.linear(matrix, part.contiguous()) for part in x.split(n)]
+        assert same_bits(torch.cat(parts), whole)
+    for density in (0.0, 0.1, 0.6, 1.0):
+        for n_tokens in (1, 6, 70):
+            mask = mask_of(n_tokens, N_ROWS, density)
+            some, count = native.linear_masked(matrix, x[:n_tokens].contiguous(), mask)
+            assert same_bits(some, torch.where(mask, whole[:n_tokens], torch.zeros(())))
+            assert count == int(mask.sum())
+
+
+@every_type
+def test_threads_change_nothing(ggml_type: GGMLType) -> None:
+    rows, x = random_rows(ggml_type, 600, 544), tokens(3, 544)
+    one = NativeKernels(1)
+    expected = one.linear(packed(one, rows), x)
+    for threads in (2, 3, 4, 8):
+        kernels = NativeKernels(threads)
+        assert same_bits(kernels.linear(packed(kernels, rows), x), expected)
+
+
+@every_type
+def test_error_is_that_of_8_bits(native: NativeKernels, ggml_type: GGMLType) -> None:
+    """Error against the exact product: that of llama.cpp's blocks, whose scales are float16 where ours are float32.
+
+    Rounding to 8 bits is nearly all of it in both, and the finer scales are lost in chance: hence the 1 %.
+    """
+    rows, x = random_rows(ggml_type, 256, 4096), tokens(8, 4096)
+    exact = x.numpy().astype(np.float64) @ rows.values.astype(np.float64).T
+    blocks = x.numpy().reshape(8, -1, 32)
+    scales = np.abs(blocks).max(axis=2, keepdims=True) / np.float32(127)
+    halves = scales.astype(np.float16).astype(np.float64)
+    theirs = (np.rint(blocks / scales) * halves).reshape(8, -1) @ rows.values.astype(np.float64).T
+    ours = native.linear(packed(native, rows), x).numpy()
+    assert ((ours - exact) ** 2).sum() <= 1.01 * ((theirs - exact) ** 2).sum()
+
+
+@every_type
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_shows(native: NativeKernels, ggml_type: GGMLType, value: float) -> None:
+    matrix, x = packed(native, random_rows(ggml_type, N_ROWS, 96)), tokens(2, 96)
+    x[1, 40] = value
+    y = native.linear(matrix, x)
+    assert y[0].isfinite().all()
+    assert y[1].isnan().all()
+
+
+def test_tiny_and_huge_values(native: NativeKernels) -> None:
+    rows = random_rows(GGMLType.Q8_0, N_ROWS, 64)
+    matrix = packed(native, rows)
+    for factor in (1e-42, 1e-30, 1e30):
+        x = tokens(1, 64) * factor
+        expected = x.numpy().astype(np.float64) @ rows.values.astype(np.float64).T
+        bound = 64 * (np.abs(x.numpy()).max() / 100 + 2.0**-149 * 256) * np.abs(rows.values).max()
+        assert (np.abs(native.linear(matrix, x).numpy() - expected) <= bound).all()
+
+
+def test_what_packed_rows_are_refused_for(native: NativeKernels) -> None:
+    matrix = packed(native, random_rows(GGMLType.Q4_0, N_ROWS, 64))
+    with pytest.raises(ValueError, match="packed"):
+        native.rows(matrix, torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(ValueError, match="packed"):
+        native.accumulate_rows(matrix, torch.ones(1, N_ROWS))
+
+
+def test_other_types_stay_as_they_are(native: NativeKernels) -> None:
+    rows = random_rows(GGMLType.Q6_K, N_ROWS, 256)
+    assert not native.matrix("w", rows.type, N_ROWS, 256, rows.data, pack=True).packed

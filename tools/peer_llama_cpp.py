@@ -1,0 +1,106 @@
+"""Times llama.cpp on one model file through llama-cpp-python's low-level API, and prints one JSON line.
+
+`compare_peers.py` runs it with the Python that has llama_cpp; nothing of this package is imported. As in its siblings,
+times are those of forwards, the logits in reach, without sampling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from time import perf_counter
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+SHORT_PROMPT = 16
+WARM_UP = 8
+
+
+class Model:
+    """A model and one context on the CPU."""
+
+    def __init__(self, path: str, threads: int, n_ctx: int) -> None:
+        llama_cpp.llama_backend_init()
+        model_params = llama_cpp.llama_model_default_params()
+        model_params.n_gpu_layers = 0
+        self.model: Any = llama_cpp.llama_model_load_from_file(path.encode(), model_params)
+        if not self.model:
+            raise SystemExit(f"llama.cpp cannot load {path}")
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = params.n_ubatch = 512
+        params.n_threads = params.n_threads_batch = threads
+        self.context: Any = llama_cpp.llama_init_from_model(self.model, params)
+        if not self.context:
+            raise SystemExit(f"llama.cpp cannot make a context for {path}")
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+
+    def forget(self) -> None:
+        """Empties the KV cache."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+
+    def forward(self, ids: list[int]) -> tuple[float, int]:
+        """Seconds, and the most likely next token."""
+        tokens = (llama_cpp.llama_token * len(ids))(*ids)
+        started = perf_counter()
+        code = llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(tokens, len(ids)))
+        logits = llama_cpp.llama_get_logits_ith(self.context, -1)
+        elapsed = perf_counter() - started
+        if code:
+            raise SystemExit(f"llama_decode returned {code}")
+        return elapsed, int(np.ctypeslib.as_array(logits, (self.n_vocab,)).argmax())
+
+    def decode(self, n: int, seed: int) -> float:
+        """Seconds of `n` greedy tokens after a short prompt."""
+        self.forget()
+        _, token = self.forward(self.random_ids(SHORT_PROMPT, seed))
+        total = 0.0
+        for _ in range(n):
+            elapsed, token = self.forward([token])
+            total += elapsed
+        return total
+
+    def random_ids(self, n: int, seed: int) -> list[int]:
+        """Ordinary tokens; the first ones of a vocabulary are often special."""
+        ids: list[int] = np.random.default_rng(seed).integers(self.n_vocab // 4, self.n_vocab, n).tolist()
+        return ids
+
+
+def measure(options: argparse.Namespace) -> dict[str, object]:
+    """Tokens per second of prompt and decode."""
+    started = perf_counter()
+    model = Model(options.model, options.threads, options.prompt + options.n + SHORT_PROMPT + WARM_UP)
+    load_s = perf_counter() - started
+    model.decode(WARM_UP, 0)
+    prompt_rate = None
+    for seed in (1, 2) if options.prompt else ():
+        # The first one warms up.
+        model.forget()
+        prompt_rate = options.prompt / model.forward(model.random_ids(options.prompt, seed))[0]
+    return {
+        "engine": "llama.cpp",
+        "version": llama_cpp.__version__,
+        "system_info": llama_cpp.llama_print_system_info().decode(),
+        "threads": options.threads,
+        "decode_tokens_per_s": options.n / model.decode(options.n, 3),
+        "prompt_tokens_per_s": prompt_rate,
+        "load_s": load_s,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the result as one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--n", type=int, default=32, help="tokens to decode")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt that is timed; 0 for none")
+    print(json.dumps(measure(parser.parse_args(argv))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
