@@ -7,6 +7,8 @@ Constructors validate; an unknown keyword is a TypeError, as for any dataclass.
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -118,7 +120,7 @@ class RuntimeOptions:
     def __post_init__(self) -> None:
         for name in ("threads", "threads_batch", "context_length", "batch_size", "max_batch"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if value is not None and not (_is_int(value) and value >= 1):
                 raise OptionError(f"{name} must be a positive integer, not {value!r}")
         _require_enum("sparsity", self.sparsity, Sparsity)
         object.__setattr__(self, "sparsity", Sparsity(self.sparsity))
@@ -172,9 +174,9 @@ class SamplingParams:
             raise OptionError("stop must be non-empty strings")
         for name, low in (("max_tokens", -1), ("n", 1), ("repeat_last_n", -1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            if not _is_int(value) or value < low:
                 raise OptionError(f"{name} must be an integer >= {low}, not {value!r}")
-        if not isinstance(self.top_k, int):
+        if not _is_int(self.top_k):
             raise OptionError(f"top_k must be an integer, not {self.top_k!r}")
         for name, lo, hi in (
             ("temperature", -math.inf, math.inf),
@@ -188,19 +190,33 @@ class SamplingParams:
                 raise OptionError(f"{name} must be a finite number in [{lo}, {hi}], not {value!r}")
         if not _is_finite(self.repeat_penalty) or self.repeat_penalty <= 0:
             raise OptionError(f"repeat_penalty must be a number > 0, not {self.repeat_penalty!r}")
-        if self.logprobs is not None and not (isinstance(self.logprobs, int) and 0 <= self.logprobs <= 1000):
+        if self.logprobs is not None and not (_is_int(self.logprobs) and 0 <= self.logprobs <= 1000):
             raise OptionError(f"logprobs must be an integer from 0 to 1000, not {self.logprobs!r}")
-        if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 2**64):
+        if self.seed is not None and not (_is_int(self.seed) and 0 <= self.seed < 2**64):
             raise OptionError(f"seed must be an integer in [0, 2^64), not {self.seed!r}")
-        for token, bias in self.logit_bias.items():
-            if (
-                not isinstance(token, int)
-                or token < 0
-                or not isinstance(bias, (int, float))
-                or math.isnan(bias)
-                or bias == math.inf
-            ):
-                raise OptionError(f"logit_bias maps token ids to numbers or -inf, not {token!r}: {bias!r}")
+        if not isinstance(self.ignore_eos, bool):
+            raise OptionError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
+        object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
+
+
+def _checked_bias(bias: object) -> dict[int, float]:
+    """`bias` with plain integers as keys."""
+    if not isinstance(bias, Mapping):
+        raise OptionError(f"logit_bias must map token ids to numbers, not {bias!r}")
+    checked = {}
+    for token, value in bias.items():
+        try:
+            index, number = operator.index(token), float(value)
+        except (TypeError, ValueError):
+            index, number = -1, math.nan
+        if index < 0 or math.isnan(number) or number == math.inf:
+            raise OptionError(f"logit_bias maps token ids to numbers or -inf, not {token!r}: {value!r}")
+        checked[index] = number
+    return checked
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_finite(value: object) -> bool:

@@ -51,6 +51,9 @@ void attention_init(AttentionBlock* self, nb::tuple norm, nb::list qkv, nb::list
                        nb::cast<bool>(norm[3]));
     const int64_t rows[3] = {h.n_head * h.head_dim, h.n_head_kv * h.head_dim, h.n_head_kv * h.head_dim_v};
     const bool fused = nb::len(qkv) == 1;
+    if (!fused)
+        for (size_t i = 0; i < 3; i++)
+            require_shape(nb::cast<const Matrix&>(qkv[i]).weights, rows[i], output.weights.rows, "attention projection");
     Linear* parts[3] = {&job.q, &job.k, &job.v};
     int64_t begin = 0;
     for (int i = 0; i < 3; i++) {

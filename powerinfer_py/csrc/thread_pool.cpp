@@ -39,10 +39,18 @@ bool spin(const Condition& done) {
 // With more threads than cores a spinning thread would hold the core that the working one needs.
 ThreadPool::ThreadPool(int n_threads)
     : n_threads_(n_threads), may_spin_(n_threads <= static_cast<int>(std::thread::hardware_concurrency())) {
-    for (int i = 1; i < n_threads; i++) workers_.emplace_back([this, i] { work(i); });
+    try {
+        for (int i = 1; i < n_threads; i++) workers_.emplace_back([this, i] { work(i); });
+    } catch (...) {
+        // The system gives no more threads. Those that run must end before the vector of them may.
+        stop();
+        throw;
+    }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
     stopping_.store(true);
     epoch_.fetch_add(1);
     epoch_.notify_all();

@@ -36,6 +36,7 @@ public:
     int n_threads() const { return n_threads_; }
 
 private:
+    void stop();
     void work(int thread);
     void take_items(int thread);
     bool await_job(uint32_t seen);

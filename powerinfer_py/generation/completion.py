@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -20,6 +20,18 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True)
+class CompletionStats:
+    """Counts of one text: tokens of its prompt, those of them that were in the cache, and seconds from start to end.
+
+    Seconds are wall time, shared with whatever ran in the same forwards.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Completion:
     """One text. `prompt_index` says which prompt it continues, `index` which of its `n` completions it is.
 
@@ -33,6 +45,7 @@ class Completion:
     finish_reason: FinishReason
     seed: int
     logprobs: list[TokenLogprobs] | None = None
+    stats: CompletionStats = CompletionStats()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -43,5 +56,6 @@ class Completion:
             "token_ids": self.token_ids,
             "finish_reason": str(self.finish_reason),
             "seed": self.seed,
+            "stats": asdict(self.stats),
             "logprobs": None if self.logprobs is None else [token.to_dict() for token in self.logprobs],
         }

@@ -63,15 +63,11 @@ class DecodeLoop:
         """Admits what fits, runs one forward, samples."""
         self._admit()
         started = perf_counter()
-        has_prompt = any(len(sequence.pending) > 1 for sequence in self._live) or self._prefilling is not None
+        n_prompt = -self._stats.prompt_tokens
         batch, sampled = self._make_batch()
+        n_prompt += self._stats.prompt_tokens
         logits = self._engine.forward(batch)
-        elapsed = perf_counter() - started
-        if has_prompt:
-            self._stats.prompt_s += elapsed
-        else:
-            self._stats.decode_s += elapsed
-            self._stats.decode_tokens += len(batch)
+        self._stats.add_forward(perf_counter() - started, n_prompt, len(batch) - n_prompt)
         self._sample(sampled, logits)
 
     def _admit(self) -> None:
@@ -86,6 +82,7 @@ class DecodeLoop:
         slot = source if source in free else min(free, key=lambda s: len(cache.tokens[s]))
         cache.copy_prefix(source, slot, n_cached)
         sequence = Sequence(prompt, prompt.first_index, slot, self._tokenizer)
+        sequence.n_cached = n_cached
         sequence.pending = list(prompt.token_ids[n_cached:])
         self._stats.cached_tokens += n_cached
         self._live.append(sequence)
@@ -148,6 +145,7 @@ class DecodeLoop:
                 break
             fork = Sequence(prompt, index, free[0], self._tokenizer)
             self._engine.cache.copy_prefix(leader.slot, fork.slot, len(prompt.token_ids))
+            fork.n_cached = len(prompt.token_ids)
             self._live.append(fork)
             forks.append(fork)
         return forks
@@ -155,7 +153,7 @@ class DecodeLoop:
     def _roll_over(self, sequence: Sequence) -> None:
         cache = self._engine.cache
         kept = sequence.roll_over(cache.tokens[sequence.slot])
-        keep = min(sequence.prompt.keep, len(kept))
+        keep = sequence.kept(len(cache.tokens[sequence.slot]))
         cache.truncate(sequence.slot, keep)
         sequence.pending = kept[keep:] + sequence.pending
 

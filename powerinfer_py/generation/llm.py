@@ -5,6 +5,7 @@ It owns one engine and the tokenizer of the file. Calls from several threads are
 
 from __future__ import annotations
 
+import operator
 import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,16 +77,19 @@ class LLM:
             **options,
         )
         self._turn = Turn()
-        self._file = open_gguf(model)
+        file = open_gguf(model)
         try:
-            self.engine = Engine(self._file, self.options)
-            self.tokenizer = load_tokenizer(self._file.metadata)
+            self.engine = Engine(file, self.options)
+            self.tokenizer = load_tokenizer(file.metadata)
             if self.tokenizer.n_vocab > self.config.n_vocab:
                 raise TokenizerError(f"{self.tokenizer.n_vocab} tokens, but the head has {self.config.n_vocab} rows")
-            self.chat_template = ChatTemplate.from_metadata(self._file.metadata, self.tokenizer)
+            self.chat_template = ChatTemplate.from_metadata(file.metadata, self.tokenizer)
         except (ModelError, UnsupportedError, TokenizerError) as error:
             # Where the trouble is found, the file's name is not known.
             raise type(error)(f"{printable(str(model))}: {error}") from None
+        finally:
+            # The map lives as long as a weight is read from it.
+            file.close()
         self.stats = Stats(self.engine.activity, load_s=perf_counter() - started)
         self.last: Completion | None = None
 
@@ -160,6 +164,8 @@ class LLM:
         """
         params = params or SamplingParams()
         batch: Sequence[PromptLike] = [prompts] if isinstance(prompts, str) else prompts
+        if any(isinstance(prompt, int) for prompt in batch):
+            raise OptionError("generate takes a text or a sequence of prompts: put token ids into a list of their own")
         seed = secrets.randbits(32) if params.seed is None else params.seed
         requests = [self._request(i, prompt, params, seed, keep) for i, prompt in enumerate(batch)]
         return self._run(requests, on_text, cancel)
@@ -172,7 +178,7 @@ class LLM:
         cancel: threading.Event | None = None,
         keep: int = 0,
     ) -> Iterator[str]:
-        """One completion, piece by piece; afterwards `last` holds it whole. Leaving the loop early cancels it."""
+        """One completion, piece by piece; afterwards `last` holds it whole, or None where the loop was left early."""
         params = replace(params or SamplingParams(), n=1)
         seed = secrets.randbits(32) if params.seed is None else params.seed
         return self._stream(self._request(0, prompt, params, seed, keep), cancel)
@@ -192,8 +198,10 @@ class LLM:
         return self.stream(self._chat_ids(messages), params, cancel=cancel)
 
     def close(self) -> None:
-        """Lets go of the file."""
-        self._file.close()
+        """Ends the use of the model: later calls are refused. Its memory goes with the last reference."""
+        self._turn.close()
+        if self.chat_template is not None:
+            self.chat_template.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -206,16 +214,27 @@ class LLM:
     def _chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         if self.chat_template is None:
             raise ChatTemplateError("the file has no chat template: use a plain prompt")
+        if isinstance(messages, Mapping) or not all(isinstance(message, Mapping) for message in messages):
+            raise ChatTemplateError('a conversation is a sequence of {"role": ..., "content": ...} messages')
         return encode_chat(self.tokenizer, self.chat_template, messages)
 
     def _request(self, index: int, prompt: PromptLike, params: SamplingParams, seed: int, keep: int) -> Prompt:
-        ids = self._checked_ids(self.tokenize(prompt) if isinstance(prompt, str) else prompt)
+        ids = self._checked_ids((self.tokenize(prompt) or self._begin()) if isinstance(prompt, str) else prompt)
         return Prompt(index, tuple(ids), params, seed, keep=len(ids) if keep < 0 else keep)
 
-    def _checked_ids(self, token_ids: Sequence[int]) -> list[int]:
-        ids = [int(token) for token in token_ids]
-        if not ids:
+    def _begin(self) -> list[int]:
+        """What an empty text is continued from: the token that begins texts, where the file names one."""
+        if self.tokenizer.bos_id is None:
             raise OptionError("the prompt is empty, and this model has no BOS token to start from")
+        return [self.tokenizer.bos_id]
+
+    def _checked_ids(self, token_ids: Sequence[int]) -> list[int]:
+        try:
+            ids = [operator.index(token) for token in token_ids]
+        except TypeError:
+            raise OptionError("a prompt is a text or a sequence of integer token ids") from None
+        if not ids:
+            raise OptionError("the sequence of token ids is empty")
         if not 0 <= min(ids) <= max(ids) < self.config.n_vocab:
             raise OptionError(f"token ids must lie in 0 to {self.config.n_vocab - 1}")
         limit = self.context_length if self.options.context_length else self.config.n_ctx_train
@@ -249,6 +268,7 @@ class LLM:
     def _stream(self, request: Prompt, cancel: threading.Event | None) -> Iterator[str]:
         pieces: list[str] = []
         with self._turn:
+            self.last = None
             self._make_room([request])
             on_text: TextCallback = lambda _prompt, _completion, piece: pieces.append(piece)  # noqa: E731
             loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel)

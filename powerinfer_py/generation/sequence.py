@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from time import perf_counter
 
 from powerinfer_py.config import SamplingParams
-from powerinfer_py.generation.completion import Completion, FinishReason
+from powerinfer_py.generation.completion import Completion, CompletionStats, FinishReason
 from powerinfer_py.generation.sampling import Logits, Sampler, TokenLogprobs, token_logprobs
 from powerinfer_py.generation.stopping import StopMatcher
 from powerinfer_py.tokenizer import Tokenizer
@@ -42,11 +43,14 @@ class Sequence:
         self.index = index
         self.slot = slot
         self.seed = prompt.seed + index
+        self.n_cached = 0
         self.pending: list[int] = []
         self.generated: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.text = ""
         self._tokenizer = tokenizer
+        self._started = perf_counter()
+        self._seconds = 0.0
         params = prompt.params
         banned = sorted(tokenizer.end_ids) if params.ignore_eos else []
         self._sampler = Sampler(params, tokenizer.n_vocab, self.seed, banned)
@@ -90,6 +94,7 @@ class Sequence:
     def finish(self, reason: FinishReason) -> str:
         """Ends the text and returns what was held back of it."""
         self.finish_reason = reason
+        self._seconds = perf_counter() - self._started
         self.pending = []
         return self._emit(self._stops.push(self._stream.flush()) + self._stops.flush())
 
@@ -98,16 +103,27 @@ class Sequence:
 
         held: the tokens in the slot. Positions change, so everything behind the kept part is computed again.
         """
-        keep = min(self.prompt.keep, len(self.prompt.token_ids))
+        keep = self.kept(len(held))
         rest = list(held[keep:])
         return list(held[:keep]) + rest[len(rest) - len(rest) // 2 :]
+
+    def kept(self, n_ctx: int) -> int:
+        """Leading tokens that survive a roll-over: at most half of the context, so that something can be dropped."""
+        return min(self.prompt.keep, len(self.prompt.token_ids), n_ctx // 2)
 
     def completion(self) -> Completion:
         """The result; the text must have ended."""
         if self.finish_reason is None:
             raise ValueError("the sequence is still live")
         return Completion(
-            self.prompt.index, self.index, self.text, self.generated, self.finish_reason, self.seed, self._logprobs
+            self.prompt.index,
+            self.index,
+            self.text,
+            self.generated,
+            self.finish_reason,
+            self.seed,
+            self._logprobs,
+            CompletionStats(len(self.prompt.token_ids), self.n_cached, self._seconds),
         )
 
     def _emit(self, piece: str) -> str:

@@ -10,7 +10,7 @@ from powerinfer_py.models.activity import Activity
 
 @dataclass(eq=False)
 class Stats:
-    """Seconds and tokens by phase. A forward counts as prompt while any of its tokens is a prompt's, else as decode.
+    """Seconds and tokens by phase. Tokens that a context rolled over computes again count as decode.
 
     cached_tokens: prompt tokens that were not computed, their keys and values being in the cache already.
     """
@@ -30,6 +30,13 @@ class Stats:
         self.prompt_tokens = self.cached_tokens = self.decode_tokens = 0
         self.prompt_s = self.decode_s = self.sample_s = 0.0
         self.activity.clear()
+
+    def add_forward(self, seconds: float, n_prompt: int, n_decode: int) -> None:
+        """Adds the time of one forward, shared out by tokens where prompt and decode ran together."""
+        share = n_prompt / max(1, n_prompt + n_decode)
+        self.prompt_s += share * seconds
+        self.decode_s += (1 - share) * seconds
+        self.decode_tokens += n_decode
 
     @property
     def prompt_rate(self) -> float:

@@ -17,10 +17,17 @@ class Turn:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._owner: int | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """Refuses everybody from now on."""
+        self._closed = True
 
     def __enter__(self) -> None:
         if self._owner == threading.get_ident():
             raise OptionError("a stream of this model is still open in this thread: exhaust or close it first")
+        if self._closed:
+            raise OptionError("this model has been closed")
         self._lock.acquire()
         self._owner = threading.get_ident()
 

@@ -183,7 +183,7 @@ class NativeKernels(Kernels):
 
     def prepare_attention(self, block: AttentionBlock) -> AttentionBlock:
         handle = _native.AttentionBlock(
-            _norm(block.norm),
+            _norm(block.norm, block.output.matrix.rows),
             [linear.matrix.handle for linear in block.qkv],
             [_optional(linear.bias, linear.matrix.rows) for linear in block.qkv],
             block.output.matrix.handle,
@@ -196,7 +196,7 @@ class NativeKernels(Kernels):
     def prepare_feed_forward(self, block: FeedForwardBlock) -> FeedForwardBlock:
         weights, predictor = block.weights, block.predictor
         handle = _native.FeedForwardBlock(
-            _norm(block.norm),
+            _norm(block.norm, weights.up.cols),
             None if weights.gate is None else weights.gate.handle,
             _optional(weights.gate_bias, weights.up.rows),
             weights.up.handle,
@@ -279,8 +279,7 @@ class NativeKernels(Kernels):
         return FeedForwardResult(y, *counts, predicted, fired)
 
 
-def _norm(norm: Norm) -> tuple[int, int, float, bool]:
-    n = norm.weight.shape[0]
+def _norm(norm: Norm, n: int) -> tuple[int, int, float, bool]:
     _require(norm.weight, "weight", torch.float32, (n,))
     return norm.weight.data_ptr(), _optional(norm.bias, n), norm.eps, norm.subtract_mean
 

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Positions whose float64 angles exist at once.
+_CHUNK = 4096
+
+
 def rope_table(rope: RopeConfig, n_ctx: int, *, halves: bool, frequency_factors: Tensor | None = None) -> RopeTable:
     """Cosines and sines for positions 0 .. n_ctx - 1.
 
@@ -34,12 +38,13 @@ def rope_table(rope: RopeConfig, n_ctx: int, *, halves: bool, frequency_factors:
         ramp = _extrapolated_share(rope, pairs)
         frequency = frequency * (ramp + (1.0 - ramp) / rope.factor)
         magnitude *= 1.0 + 0.1 * math.log(rope.factor)
-    angle = torch.outer(torch.arange(n_ctx, dtype=torch.float64), frequency)  # (n_ctx, n_rot / 2)
-    return RopeTable(
-        cos=(magnitude * angle.cos()).float().contiguous(),
-        sin=(magnitude * angle.sin()).float().contiguous(),
-        halves=halves,
-    )
+    cos, sin = torch.empty(2, n_ctx, rope.n_rot // 2).unbind()
+    for start in range(0, n_ctx, _CHUNK):
+        positions = torch.arange(start, min(start + _CHUNK, n_ctx), dtype=torch.float64)
+        angle = torch.outer(positions, frequency)  # (chunk, n_rot / 2)
+        cos[start : start + _CHUNK] = magnitude * angle.cos()
+        sin[start : start + _CHUNK] = magnitude * angle.sin()
+    return RopeTable(cos, sin, halves)
 
 
 def _extrapolated_share(rope: RopeConfig, pairs: Tensor) -> Tensor:

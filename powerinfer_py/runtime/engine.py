@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from powerinfer_py.config import ModelConfig, RuntimeOptions, Sparsity
 from powerinfer_py.errors import ContextError, OptionError
 from powerinfer_py.gguf import GGUFFile
-from powerinfer_py.kernels import make_kernels
+from powerinfer_py.kernels import fallback_notices, make_kernels
 from powerinfer_py.kernels.interface import Kernels, RopeTable
 from powerinfer_py.models.activity import Activity, LayerObserver
 from powerinfer_py.models.architecture import PositionKind
@@ -50,7 +50,7 @@ class Engine:
             raise OptionError(f"layers {self.layers} are no part of the model's {self.config.n_layer}")
         self.notices = device_notices(options)
         self.kernels, self._prompt_kernels = _make_kernels(options)
-        self._file = file
+        self.notices += fallback_notices(self.kernels)
         self.transformer, self._frequency_factors = self._load(file)
         n_ctx = _initial_context(self.config, options)
         self.cache = KVCache(
@@ -73,9 +73,9 @@ class Engine:
         """Makes room for more sequences or longer ones. Raises ContextError beyond the model's own context."""
         if n_ctx > self.config.n_ctx_train and n_ctx > self.n_ctx:
             raise ContextError(f"a context of {n_ctx} tokens was asked for, the model has {self.config.n_ctx_train}")
-        if n_ctx > self.n_ctx:
-            self._rope = self._make_rope(n_ctx)
         self.cache.grow(n_slots, n_ctx)
+        if self._rope is not None and len(self._rope.cos) < n_ctx:
+            self._rope = self._make_rope(n_ctx)
 
     def forward(
         self, batch: ForwardBatch, hidden: Tensor | None = None, observer: LayerObserver | None = None
@@ -85,6 +85,8 @@ class Engine:
         hidden: (T, n_embd) from the engine before this one; None where this one holds layer 0. Returns logits
         (K, n_vocab) where the last layer is this engine's, else the residual stream (T, n_embd).
         """
+        if hidden is None and self.layers.start > 0:
+            raise ValueError(f"layers {self.layers} need the residual stream of those before them")
         # More tokens than sequences can only be a prompt.
         kernels = self._prompt_kernels if len(batch) > self.cache.n_slots else self.kernels
         x = self.transformer.embed(kernels, batch) if hidden is None else hidden

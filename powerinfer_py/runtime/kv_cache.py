@@ -7,12 +7,10 @@ reuse the longest prefix that is already there; which sequence uses which slot i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from powerinfer_py.errors import ContextError
 from powerinfer_py.kernels.blocks import LayerCache
-
-if TYPE_CHECKING:
-    pass
+from powerinfer_py.runtime.host_memory import fits_in_memory
 
 
 class KVCache:
@@ -35,6 +33,7 @@ class KVCache:
         import torch
 
         per_layer = self.n_slots * self.n_head_kv * self.n_ctx * (self.head_dim + self.head_dim_v)
+        self._require_memory(2 * self.n_layer * per_layer)
         self._block = torch.zeros(self.n_layer * per_layer, dtype=torch.float16)
         n_keys = self.n_slots * self.n_head_kv * self.n_ctx * self.head_dim
         shape = (self.n_slots, self.n_head_kv, self.n_ctx)
@@ -42,6 +41,14 @@ class KVCache:
             LayerCache(part[:n_keys].view(*shape, self.head_dim), part[n_keys:].view(*shape, self.head_dim_v))
             for part in self._block.view(self.n_layer, per_layer)
         ]
+
+    def _require_memory(self, n_bytes: int) -> None:
+        """Refuses what could never be committed, before the system ends the process for trying."""
+        if not fits_in_memory(n_bytes):
+            raise ContextError(
+                f"the KV cache of {self.n_slots} x {self.n_ctx} tokens needs {n_bytes / 2**30:.1f} GiB, more than is "
+                "available: ask for a shorter context or fewer sequences"
+            )
 
     @property
     def n_bytes(self) -> int:
@@ -52,10 +59,13 @@ class KVCache:
         """Makes room for at least `n_slots` sequences of `n_ctx` tokens; what the cache holds is kept."""
         if n_slots <= self.n_slots and n_ctx <= self.n_ctx:
             return
-        old = self.layers
-        old_slots = self.n_slots
-        self.n_slots, self.n_ctx = max(n_slots, self.n_slots), max(n_ctx, self.n_ctx)
-        self._allocate()
+        old, old_slots, old_ctx = self.layers, self.n_slots, self.n_ctx
+        self.n_slots, self.n_ctx = max(n_slots, old_slots), max(n_ctx, old_ctx)
+        try:
+            self._allocate()
+        except ContextError:
+            self.n_slots, self.n_ctx = old_slots, old_ctx
+            raise
         for slot in range(old_slots):
             n = len(self.tokens[slot])
             for before, after in zip(old, self.layers, strict=True):

@@ -11,7 +11,7 @@ import pytest
 from helpers_logits import FIXTURES
 
 from powerinfer_py import LLM, SamplingParams
-from powerinfer_py.errors import ContextError, DeviceError, OptionError
+from powerinfer_py.errors import ChatTemplateError, ContextError, DeviceError, OptionError
 
 MODEL = FIXTURES / "relu-llama.q4.powerinfer.gguf"
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
@@ -132,6 +132,80 @@ def test_full_context_rolls_over_with_keep() -> None:
         assert llm.engine.cache.tokens[0][:4] == [100, 101, 102, 103]
 
 
+@pytest.mark.parametrize("n_prompt", [14, 15, 16])
+@pytest.mark.parametrize("keep", [-1, 15, 9])
+def test_roll_over_always_finds_room(n_prompt: int, keep: int) -> None:
+    with LLM(MODEL, threads=2, context_length=16) as llm:
+        params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=30)
+        completion = llm.generate([list(range(100, 100 + n_prompt))], params, keep=keep)[0]
+        assert len(completion.token_ids) == 30
+        assert llm.engine.cache.tokens[0][:8] == list(range(100, 108))
+
+
+def test_decode_tokens_are_counted_beside_prompts(llm: LLM) -> None:
+    """All but the first token of each text come from a decode, also where another prompt ran in the same forward."""
+    llm.stats.clear()
+    params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=5)
+    llm.generate([[1, 50 + i, 60 + i, 70 + i] for i in range(9)], params)
+    assert llm.stats.decode_tokens == 9 * 4
+    assert llm.stats.prompt_tokens + llm.stats.cached_tokens == 9 * 4
+    assert llm.stats.decode_s > 0
+
+
+def test_completion_counts(llm: LLM) -> None:
+    prompt = [1, *range(400, 420)]
+    first, second = llm.generate([prompt], SamplingParams(max_tokens=2, n=2, seed=1, ignore_eos=True))
+    assert first.stats.prompt_tokens == second.stats.prompt_tokens == 21
+    assert (first.stats.cached_tokens, second.stats.cached_tokens) == (1, 21)
+    assert first.stats.seconds > 0
+    assert first.to_dict()["stats"]["prompt_tokens"] == 21
+
+
+def test_empty_text_starts_from_bos(llm: LLM) -> None:
+    assert llm.generate("", GREEDY)[0].token_ids == llm.generate([[llm.tokenizer.bos_id]], GREEDY)[0].token_ids
+    for empty in ([], [[]]):
+        if empty:
+            with pytest.raises(OptionError, match="empty"):
+                llm.generate(empty, GREEDY)
+        else:
+            assert llm.generate(empty, GREEDY) == []
+
+
+@pytest.mark.parametrize("prompts", [[1, 2, 3], [[1.7, 2.2]], [["a"]], [[10**6]], [[-1]]])
+def test_prompts_of_the_wrong_kind(llm: LLM, prompts: object) -> None:
+    with pytest.raises(OptionError):
+        llm.generate(prompts, GREEDY)
+
+
+def test_a_model_without_template_cannot_chat(llm: LLM) -> None:
+    with pytest.raises(ChatTemplateError, match="no chat template"):
+        llm.chat([{"role": "user", "content": "Hello"}])
+
+
+def test_closed_model_is_refused() -> None:
+    model = LLM(MODEL, threads=1)
+    model.close()
+    with pytest.raises(OptionError, match="closed"):
+        model.generate("Hello", GREEDY)
+
+
+def test_impossible_cache_is_refused(tmp_path: Path) -> None:
+    from helpers_models import edited_copy
+
+    from powerinfer_py.gguf import ValueType
+
+    values = {"llama.context_length": (2**27, ValueType.UINT32)}
+    path = edited_copy(MODEL, tmp_path / "long.gguf", values=values)
+    with pytest.raises(ContextError, match="GiB"):
+        LLM(path, threads=1, context_length=2**27)
+    with LLM(path, threads=1) as llm:
+        with pytest.raises(ContextError, match="GiB"):
+            llm.generate("Hello", SamplingParams(max_tokens=2**27))
+        # What did not fit left nothing behind.
+        assert llm.context_length == 4096
+        assert llm.generate("Hello", GREEDY)[0].finish_reason == "length"
+
+
 def test_context_grows_for_a_long_prompt_unless_it_was_given() -> None:
     with LLM(MODEL, threads=2) as llm:
         assert llm.context_length == 256
@@ -168,6 +242,7 @@ def test_leaving_a_stream_early_frees_the_model(llm: LLM) -> None:
     with pytest.raises(OptionError, match="still open"):
         llm.generate("Hello", GREEDY)
     stream.close()
+    assert llm.last is None
     assert llm.generate("Hello", GREEDY)[0].finish_reason == "length"
 
 

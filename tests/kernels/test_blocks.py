@@ -185,6 +185,11 @@ def test_refusals(native: NativeKernels) -> None:
         native.attention_block(block, x, tokens(2, N_EMBD), empty_cache(), zero, zero, table)
     with pytest.raises(ValueError, match="not"):
         native.prepare_attention(replace(block, output=Linear(matrix(native, N_EMBD, N_EMBD, 1), None)))
+    with pytest.raises(ValueError, match="weight"):
+        native.prepare_attention(replace(block, norm=Norm(vector(4, 1), None, 1e-5, False)))
+    wide = Linear(matrix(native, 2 * N_HEAD * HEAD_DIM, N_EMBD, 20), None)
+    with pytest.raises(ValueError, match="projection"):
+        native.prepare_attention(replace(block, qkv=(wide, *block.qkv[1:])))
     with pytest.raises(ValueError, match="gate"):
         feed_forward_block(native, Activation.DRELU, False, "exact")
 

@@ -81,6 +81,8 @@ def test_two_engines_make_a_pipeline(sparsity: str) -> None:
         whole = Engine(file, options).forward(tokens)
         front, back = Engine(file, options, range(5)), Engine(file, options, range(5, 12))
         assert torch.equal(back.forward(tokens, front.forward(tokens)), whole)
+        with pytest.raises(ValueError, match="residual stream"):
+            back.forward(tokens)
 
 
 @pytest.mark.parametrize("name", MODELS)

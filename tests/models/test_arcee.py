@@ -1,0 +1,69 @@
+"""Squared ReLU with predictors: a PWRI file made of a recorded arcee model, in every sparse mode."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers_logits import FIXTURES, nmse
+from helpers_models import write_float_tensors
+
+from powerinfer_py import LLM
+from powerinfer_py.gguf import GGUFWriter, dequantize, open_gguf
+
+RECORDED = FIXTURES / "llama_cpp"
+TOKENS = json.loads((RECORDED / "manifest.json").read_text(encoding="utf-8"))["tokens"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `arcee` recording with down projections a neuron a row and random predictors of rank 16."""
+    path = tmp_path_factory.mktemp("arcee") / "arcee.powerinfer.gguf"
+    rng = np.random.default_rng(7)
+    with open_gguf(RECORDED / "arcee.gguf") as source, GGUFWriter(path, "PWRI") as writer:
+        tensors = {}
+        for name, info in source.tensors.items():
+            rows, cols = (1, *info.shape)[-2:]
+            values = dequantize(source.tensor_data(name), info.ggml_type, rows, cols).reshape(info.shape)
+            if name.endswith("ffn_down.weight"):
+                name, values = name.replace("ffn_down", "ffn_down_t"), np.ascontiguousarray(values.T)
+                n_ff, n_embd = values.shape
+                prefix = name.removesuffix("ffn_down_t.weight")
+                tensors[prefix + "fc1.weight"] = rng.standard_normal((16, n_embd)).astype(np.float32)
+                tensors[prefix + "fc2.weight"] = rng.standard_normal((n_ff, 16)).astype(np.float32)
+            tensors[name] = values
+        for entry in source.entries.values():
+            writer.add_entry(entry)
+        write_float_tensors(writer, tensors)
+    return path
+
+
+def logits(path: Path, sparsity: str) -> tuple[np.ndarray, float]:
+    with LLM(path, sparsity=sparsity, threads=2) as llm:
+        assert llm.config.activation == "relu2"
+        return llm.logits(TOKENS), llm.stats.activity.share_computed
+
+
+def test_dense_and_exact_equal_the_recording(model: Path) -> None:
+    expected = np.load(RECORDED / "logits.npz")["arcee.kv_f16"]
+    dense, _ = logits(model, "dense")
+    assert nmse(dense, expected) < 1e-6
+    assert np.array_equal(logits(model, "exact")[0], dense)
+
+
+def test_predictor_drops_neurons(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some, share = logits(model, "predictor")
+    assert 0.2 < share < 0.8
+    monkeypatch.setenv("POWERINFER_KERNELS", "torch")
+    reference, reference_share = logits(model, "predictor")
+    assert share == pytest.approx(reference_share, abs=0.01)
+    assert nmse(some, reference) < 1e-6
+
+
+def test_predictor_that_names_every_neuron_equals_dense(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_SPARSE_PRED_THRESHOLD", "-1000000")
+    everything, share = logits(model, "predictor")
+    assert share == 1.0
+    assert np.array_equal(everything, logits(model, "dense")[0])
