@@ -77,7 +77,7 @@ class CpuKernels:
     @property
     def threads(self) -> int: ...
     def pack(self, matrix: Matrix, /) -> Matrix:
-        """A copy of a Q4_0, Q4_1 or Q8_0 matrix in the order that products like; only they accept it."""
+        """A copy of a Q4_0, Q4_1, Q8_0, Q4_K or Q6_K matrix in the order that products like; only they accept it."""
 
     def linear(self, matrix: Matrix, x: int, n_tokens: int, mask: int, bias: int, y: int, /) -> int:
         """x (n_tokens, cols), mask (n_tokens, rows; bool) or 0, bias (rows) or 0, y (n_tokens, rows).

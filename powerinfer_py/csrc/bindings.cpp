@@ -31,7 +31,7 @@ public:
     Matrix pack(const Matrix& stored) {
         Matrix packed = Matrix::packed_like(stored);
         const nb::gil_scoped_release unlocked;
-        powerinfer::pack(stored.weights, packed.owned(), executor_);
+        powerinfer::pack(stored.weights, packed.weights, packed.owned(), executor_);
         return packed;
     }
 

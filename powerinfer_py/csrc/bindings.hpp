@@ -89,15 +89,25 @@ public:
         weights = {bytes.data(), layout->type, rows, cols, row_bytes};
     }
 
-    // Room for the packed rows of `stored`, to be filled by pack().
+    // Room for the packed rows of `stored`, to be filled by pack(). Q4_K rows become Q4_1 rows.
     static Matrix packed_like(const Matrix& stored) {
-        const WeightType type = stored.weights.type;
-        require(!stored.weights.packed, "the matrix is packed already");
-        require(type == WeightType::Q4_0 || type == WeightType::Q4_1 || type == WeightType::Q8_0,
-                "only Q4_0, Q4_1 and Q8_0 can be packed");
+        WeightMatrix weights = stored.weights;
+        require(!weights.packed, "the matrix is packed already");
+        switch (weights.type) {
+            case WeightType::Q4_0:
+            case WeightType::Q4_1:
+            case WeightType::Q8_0:
+            case WeightType::Q6_K: break;
+            case WeightType::Q4_K:
+                weights.type = WeightType::Q4_1;
+                weights.row_bytes = weights.cols / 32 * 20;
+                break;
+            default: refuse("only Q4_0, Q4_1, Q8_0, Q4_K and Q6_K can be packed");
+        }
         Matrix packed(stored);
         packed.data_.reset();
-        packed.owned_ = pages(static_cast<size_t>(stored.weights.rows * stored.weights.row_bytes));
+        packed.owned_ = pages(static_cast<size_t>(weights.rows * weights.row_bytes));
+        packed.weights = weights;
         packed.weights.data = packed.owned_.get();
         packed.weights.packed = true;
         return packed;

@@ -31,7 +31,7 @@ struct WeightMatrix {
     int64_t rows;
     int64_t cols;
     int64_t row_bytes;
-    bool packed = false;  // rows are in the order of isa/packed.hpp (Q4_0, Q4_1 and Q8_0 alone)
+    bool packed = false;  // rows are in the order of isa/packed.hpp (Q4_0, Q4_1, Q8_0 and Q6_K alone)
 };
 
 // Tokens in 8 bits, which packed rows are multiplied by; null elsewhere. Filled by linear() itself.

@@ -153,13 +153,13 @@ int64_t accumulate_rows(const AccumulateJob& job, Executor& executor) {
     return accumulate_by_strips(job, executor, inline_all);
 }
 
-void pack(const WeightMatrix& stored, uint8_t* out, Executor& executor) {
+void pack(const WeightMatrix& stored, const WeightMatrix& packed, uint8_t* out, Executor& executor) {
     const std::lock_guard lock(executor.busy);
     const int64_t item_rows = rows_per_item(stored);
     run_items(executor, divide_up(stored.rows, item_rows), false, [&](int64_t item, int) {
         for (int64_t r = item * item_rows; r < std::min((item + 1) * item_rows, stored.rows); r++)
             executor.kernels.pack_row(
-                stored.type, stored.data + r * stored.row_bytes, stored.cols, out + r * stored.row_bytes);
+                stored.type, stored.data + r * stored.row_bytes, stored.cols, out + r * packed.row_bytes);
     });
 }
 

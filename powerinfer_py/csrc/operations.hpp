@@ -10,8 +10,8 @@ namespace powerinfer {
 int64_t linear(const LinearJob& job, Executor& executor);
 // Returns the number of (token, row) pairs added.
 int64_t accumulate_rows(const AccumulateJob& job, Executor& executor);
-// Rows of `stored` (Q4_0, Q4_1 or Q8_0) as packed rows, the same number of bytes.
-void pack(const WeightMatrix& stored, uint8_t* out, Executor& executor);
+// Rows of `stored` as those of `packed`, whose memory `out` is.
+void pack(const WeightMatrix& stored, const WeightMatrix& packed, uint8_t* out, Executor& executor);
 // Rows as files store them; packed ones cannot be looked up or added.
 void rows(const RowsJob& job, Executor& executor);
 void norm(const NormJob& job, Executor& executor);

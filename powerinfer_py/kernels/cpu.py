@@ -20,7 +20,7 @@ from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock, FeedF
 from powerinfer_py.kernels.interface import Kernels, Matrix, RopeTable
 
 # Types with a packed order of rows, see csrc/isa/packed.hpp.
-PACKED_TYPES = (GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q8_0)
+PACKED_TYPES = (GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q8_0, GGMLType.Q4_K, GGMLType.Q6_K)
 
 # The order of `enum class Activation` in csrc/jobs.hpp.
 _ACTIVATION_IDS = {

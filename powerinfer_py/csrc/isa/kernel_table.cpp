@@ -22,6 +22,7 @@ struct Unpack;
 #if defined(POWERINFER_ISA_avx512) || defined(POWERINFER_ISA_avx512vnni)
 #include "isa/vector_avx512.hpp"
 #include "isa/packed_avx512.hpp"
+#include "isa/six_bits_avx512.hpp"
 #if defined(POWERINFER_ISA_avx512vnni)
 constexpr const char* kName = "avx512vnni";
 #else
@@ -30,10 +31,12 @@ constexpr const char* kName = "avx512";
 #elif defined(POWERINFER_ISA_avx2)
 #include "isa/vector_avx2.hpp"
 #include "isa/packed_avx2.hpp"
+#include "isa/six_bits_avx2.hpp"
 constexpr const char* kName = "avx2";
 #else
 #include "isa/vector_scalar.hpp"
 #include "isa/packed_scalar.hpp"
+#include "isa/six_bits_scalar.hpp"
 constexpr const char* kName = "scalar";
 #endif
 #include "isa/unpack.hpp"

@@ -144,6 +144,7 @@ int64_t linear_tile(const LinearJob& job, const ProductTile& tile) {
             case WeightType::Q4_0: return any_tile<PackedProducts<WeightType::Q4_0>>(job, tile);
             case WeightType::Q4_1: return any_tile<PackedProducts<WeightType::Q4_1>>(job, tile);
             case WeightType::Q8_0: return any_tile<PackedProducts<WeightType::Q8_0>>(job, tile);
+            case WeightType::Q6_K: return any_tile<PackedProducts<WeightType::Q6_K>>(job, tile);
             default: return 0;  // no other type is ever packed
         }
     }

@@ -42,3 +42,7 @@ inline const uint8_t* packed_minima(const uint8_t* row, int64_t n_blocks) {
 // What the sums are multiplied by: minima are added as they are, an offset is subtracted.
 template <WeightType type>
 inline constexpr float kSumFactor = Packed<type>::kHasMinima ? 1.0f : -Packed<type>::kOffset;
+
+// A packed Q6_K row: the float16 scales of its blocks, then their 16 steps of 8 bits each, then their quants.
+inline const uint8_t* six_bit_scales(const uint8_t* row, int64_t n_blocks) { return row + 2 * n_blocks; }
+inline const uint8_t* six_bit_quants(const uint8_t* row, int64_t n_blocks) { return row + 18 * n_blocks; }
