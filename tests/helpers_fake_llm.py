@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from powerinfer_py.cli import run
+from powerinfer_py.cli.run import execution
 from powerinfer_py.config import SamplingParams
 from powerinfer_py.errors import ContextError
 from powerinfer_py.generation.completion import Completion, FinishReason
@@ -155,7 +156,7 @@ class Runner:
     capsys: pytest.CaptureFixture[str]
 
     def __call__(self, llm: FakeLLM, *argv: str, stdin: bytes = b"") -> Outcome:
-        self.monkeypatch.setattr(run, "load_llm", lambda _model, _args: llm)
+        self.monkeypatch.setattr(execution, "load_llm", lambda _model, _args: llm)
         self.monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
         try:
             code = run.main(["-m", "fake.gguf", *argv])

@@ -1,15 +1,18 @@
 """What all commands share: how errors end a process, and the version they print.
 
-Invariant: an error raised on purpose is one line on stderr and exit code 1, never a traceback; any other exception is a
-defect and passes through. Usage errors are argparse's (exit code 2).
+Invariant: an error raised on purpose is one line on stderr and exit code 1, never a traceback, and so is a standard
+output that cannot be written; any other exception is a defect and passes through. Usage errors are argparse's (exit
+code 2).
+
+A command's `main` does everything inside `run_command`, its imports included, so that Ctrl-C finds it at work as soon
+as it can: what remains, with a traceback, is the time in which Python starts and imports this package's first modules.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 
+from powerinfer_py.cli.streams import remark, standard_streams
 from powerinfer_py.errors import PowerInferError
 
 EXIT_ERROR = 1
@@ -21,18 +24,15 @@ EXIT_BROKEN_PIPE = 141
 def run_command(prog: str, function: Callable[[], int]) -> int:
     """Calls `function` and returns its exit code, or the one that belongs to the way it failed."""
     try:
-        code = function()
-        sys.stdout.flush()
+        with standard_streams():
+            return function()
     except PowerInferError as error:
-        print(f"{prog}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        remark(f"{prog}: error: {' '.join(str(error).splitlines())}")
         return EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone (`| head`). Python flushes stdout once more at exit; that must find somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
-    return code
 
 
 def version_line(prog: str) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from powerinfer_py.cli.command import version_line
+from powerinfer_py.cli.command import run_command, version_line
+from powerinfer_py.cli.streams import remark
 from powerinfer_py.errors import printable
 
 PROG = "powerinfer"
@@ -31,6 +32,10 @@ COMMANDS: tuple[Command, ...] = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the named command with the rest of the arguments; without one prints the list."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_command(PROG, lambda: _forward(arguments))
+
+
+def _forward(arguments: list[str]) -> int:
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         print(help_text())
@@ -41,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = next((command for command in COMMANDS if command.name == name), None)
     if command is None:
         known = ", ".join(command.name for command in COMMANDS)
-        print(f"{PROG}: error: no command '{printable(name)}'; there are: {known}", file=sys.stderr)
+        remark(f"{PROG}: error: no command '{printable(name)}'; there are: {known}")
         return 2
     code: int = import_module(command.module).main(arguments[1:])
     return code

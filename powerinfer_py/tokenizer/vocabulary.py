@@ -193,7 +193,9 @@ def _scores(metadata: Mapping[str, object], n_vocab: int) -> list[float] | None:
     array = _numbers(metadata, "scores", n_vocab)
     if array.dtype.kind not in "fiu":
         raise TokenizerError(f"{PREFIX}scores must hold numbers, not {array.dtype}")
-    scores: list[float] = array.astype(np.float64).tolist()
+    # A signalling NaN raises the processor's invalid flag, of which numpy would warn before it is refused below.
+    with np.errstate(invalid="ignore"):
+        scores: list[float] = array.astype(np.float64).tolist()
     for token, score in enumerate(scores):
         # Scores are float32 where they are used, so a finite float64 beyond that range is as bad as an infinite one.
         if not math.isfinite(score) or abs(score) > 3.4e38:

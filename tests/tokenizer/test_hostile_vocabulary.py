@@ -16,6 +16,8 @@ from powerinfer_py.tokenizer import Tokenizer, load_tokenizer
 
 MAKERS: dict[str, Callable[..., dict[str, Any]]] = {"llama": sentencepiece_metadata, "gpt2": byte_level_metadata}
 FLOATS = np.zeros(271, np.float32)
+# Converting it raises the processor's invalid flag, of which numpy warns.
+SIGNALLING_NAN = np.full(271, 0x7FA00000, np.uint32).view(np.float32)
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -59,6 +61,7 @@ def test_refused_in_one_line(kind: str, change: dict[str, Any], named: str) -> N
         ({"token_type": FLOATS}, "token_type must hold integers, not float32"),
         ({"scores": None}, "scores is missing"),
         ({"scores": np.full(271, np.nan, np.float32)}, "token 0 has score nan"),
+        ({"scores": SIGNALLING_NAN}, "token 0 has score nan"),
         ({"scores": np.full(271, np.inf, np.float32)}, "token 0 has score inf"),
         ({"scores": np.full(271, 1e300)}, "token 0 has score 1e[+]300"),
         ({"scores": FLOATS[:5]}, "scores has 5 entries for 271 tokens"),

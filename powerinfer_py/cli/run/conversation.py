@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from powerinfer_py.cli.run.output import TextOutput, note, print_ending
-from powerinfer_py.cli.run.prompts import begin_of_text, prompt_tokens, unescaped
+from powerinfer_py.cli.run.prompts import begin_of_text, prompt_tokens, unescaped, unreadable
 from powerinfer_py.cli.run.settings import is_plain
 from powerinfer_py.cli.run.signals import Signals
 from powerinfer_py.errors import ContextError, FileFormatError, OptionError
@@ -37,7 +37,7 @@ def converse(llm: LLM, prompt: str | None, params: SamplingParams, args: argpars
 
 
 class InputReader:
-    """Inputs of the user, each of one line or several. Raises FileFormatError for input that is not UTF-8."""
+    """Inputs of the user, each of one line or several. Raises FileFormatError for what cannot be read as UTF-8."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._multiline: bool = args.multiline_input
@@ -73,6 +73,8 @@ class InputReader:
             return None
         except UnicodeDecodeError:
             raise FileFormatError("is not UTF-8 text", path="standard input") from None
+        except OSError as error:
+            raise unreadable("standard input", error) from None
         return line.removesuffix("\n").removesuffix("\r") if line else None
 
 
@@ -138,6 +140,7 @@ class PlainDialogue:
         self._reader = reader
         self._output = TextOutput()
         self._ids: list[int] = []
+        self._n_prompt = self._n_before_input = 0
         texts = (args.in_prefix, args.in_suffix, *(args.reverse_prompt or []))
         ready: list[str] = [unescaped(text) if args.escape else text for text in texts]
         self._prefix, self._suffix, *self._reverse_prompts = ready
@@ -146,6 +149,7 @@ class PlainDialogue:
         """Continues `prompt`, then takes turns until the input ends or the context is full."""
         note("interactive: an empty line lets the model go on, end of input leaves, Ctrl-C interrupts")
         self._ids = prompt_tokens(self._llm, prompt, self._args)
+        self._n_prompt = self._n_before_input = len(self._ids)
         keep = len(self._ids) if self._args.keep < 0 else self._args.keep
         waits = bool(self._args.interactive_first)
         while True:
@@ -159,10 +163,19 @@ class PlainDialogue:
                 self._append_input(text)
 
     def _write(self, keep: int) -> bool:
-        """Lets the model write; returns whether the dialogue goes on."""
-        with self._signals.generating() as cancel:
-            for piece in self._llm.stream(self._ids, self._params, cancel=cancel, keep=keep):
-                self._output.write(piece)
+        """Lets the model write; returns whether the dialogue goes on. An input that does not fit is left out again."""
+        if keep:
+            self._roll_over(keep)
+        try:
+            with self._signals.generating() as cancel:
+                for piece in self._llm.stream(self._ids, self._params, cancel=cancel, keep=keep):
+                    self._output.write(piece)
+        except ContextError as error:
+            if len(self._ids) == self._n_before_input:
+                raise
+            del self._ids[self._n_before_input :]
+            note(f"{error}; this input is left out")
+            return True
         completion = _last(self._llm)
         self._ids += completion.token_ids
         if completion.finish_reason == "stop":
@@ -171,8 +184,21 @@ class PlainDialogue:
             self._output.end_line()
             note(self._reverse_prompts[0])
             self._ids += self._llm.tokenize(self._reverse_prompts[0], add_bos=False, special=True)
+        self._n_before_input = len(self._ids)
         print_ending(completion)
         return completion.finish_reason != "context" and not self._signals.terminated
+
+    def _roll_over(self, keep: int) -> None:
+        """Makes room for the input as a full context does for a text: the older half of the rest goes, as often as
+        needed. Nothing goes for an input that would not fit even so."""
+        n_ctx = self._llm.context_length
+        kept = min(keep, self._n_prompt, n_ctx // 2)
+        if kept + len(self._ids) - self._n_before_input > n_ctx:
+            return
+        while len(self._ids) > n_ctx:
+            n_dropped = (self._n_before_input - kept + 1) // 2
+            del self._ids[kept : kept + n_dropped]
+            self._n_before_input -= n_dropped
 
     def _reverse_prompt_of(self, completion: Completion) -> str:
         """The reverse prompt that ended the text: the model wrote it, so it is shown; "" for a --stop string."""

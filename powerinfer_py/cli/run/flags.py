@@ -63,6 +63,8 @@ class Flag:
 _SAMPLING = SamplingParams()
 _RUNTIME = RuntimeOptions()
 _COUNT = integer(1, 2**31 - 1)
+# As many as the native kernels' pool takes.
+_THREADS = integer(1, 1024)
 
 GROUPS: dict[str, tuple[Flag, ...]] = {
     "model and prompt": (
@@ -251,13 +253,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             integer(0, 2**31 - 1),
             shown_default="the smaller of 4096 and the model's own, more where prompt and -n need it",
         ),
-        Flag(("-t", "--threads"), "CPU threads", Origin.CHANGED, "N", integer(1, 4096), shown_default="physical cores"),
+        Flag(("-t", "--threads"), "CPU threads", Origin.CHANGED, "N", _THREADS, shown_default="physical cores"),
         Flag(
             ("-tb", "--threads-batch"),
             "CPU threads for prompts",
             Origin.CHANGED,
             "N",
-            integer(1, 4096),
+            _THREADS,
             shown_default="as --threads",
         ),
         Flag(
@@ -269,7 +271,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             Origin.ADDED,
             "MODE",
             default=str(_RUNTIME.sparsity),
-            choices=tuple(Sparsity),
+            choices=tuple(mode.value for mode in Sparsity),
         ),
         Flag(
             ("--activation",),
@@ -277,11 +279,11 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             Origin.ADDED,
             "NAME",
             shown_default="as the file says",
-            choices=tuple(Activation),
+            choices=tuple(name.value for name in Activation),
         ),
         Flag(("--mlock",), "keep the model's pages in memory"),
         Flag(("--no-mmap",), "read the file into memory rather than map it"),
-        Flag(("--no-repack",), "compute from the file's own order of weights: less memory, slower"),
+        Flag(("--no-repack",), "compute from the file's own order of weights: less memory, slower", Origin.ADDED),
     ),
     "GPU": (
         Flag(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from powerinfer_py.cli.streams import remark
 from powerinfer_py.errors import printable
 
 if TYPE_CHECKING:
@@ -47,17 +48,9 @@ class TextOutput:
             self.end_line()
 
 
-def use_utf8() -> None:
-    """Makes the standard streams UTF-8 whatever the locale; text that cannot be written becomes a replacement mark."""
-    for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(encoding="utf-8", errors=errors)
-
-
 def note(line: str) -> None:
     """One line for the person at the terminal."""
-    print(line, file=sys.stderr, flush=True)
+    remark(line)
 
 
 def print_model(llm: LLM, args: argparse.Namespace, seed: int) -> None:

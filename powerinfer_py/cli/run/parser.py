@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from powerinfer_py.cli.command import version_line
+from powerinfer_py.cli.run import PROG
 from powerinfer_py.cli.run.flags import FLAGS, GROUPS, Flag
 from powerinfer_py.cli.run.refused import refusal
 from powerinfer_py.cli.run.values import unicode_text
 from powerinfer_py.errors import printable
 
-PROG = "powerinfer-run"
 DESCRIPTION = "Generates text with a PowerInfer (PWRI) or llama.cpp (GGUF) model file."
 EPILOG = """examples:
   powerinfer-run -m model.powerinfer.gguf -p "Once upon a time" -n 64
@@ -27,7 +27,8 @@ EPILOG = """examples:
   powerinfer-run -m model.gguf -p "A name for a boat:" --parallel 4 -n 12
 
 Generated text goes to standard output, everything else to standard error. Ctrl-C stops the text and prints the
-timings, twice leaves at once. Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted, 143 terminated."""
+timings, twice leaves at once. Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted, 141 the reader
+of standard output has gone, 143 terminated."""
 
 
 class OneLineParser(argparse.ArgumentParser):

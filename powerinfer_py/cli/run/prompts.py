@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from powerinfer_py.cli.run.values import unescape
+from powerinfer_py.cli.streams import remark
 from powerinfer_py.errors import FileFormatError, OptionError, printable
 
 if TYPE_CHECKING:
@@ -24,21 +25,28 @@ def given_prompts(args: argparse.Namespace) -> list[str]:
     prompts: list[str] = list(args.prompt or [])
     prompts += [read_text(path).removesuffix("\n").removesuffix("\r") for path in args.file or []]
     if args.prompts_file is not None:
-        prompts += [line for line in read_text(args.prompts_file).splitlines() if line.strip()]
+        prompts += _prompt_lines(args.prompts_file)
     return [unescaped(prompt) for prompt in prompts] if args.escape else prompts
 
 
 def read_text(path: str) -> str:
-    """The text of a UTF-8 file; `-` is standard input. Raises FileFormatError."""
-    name = "standard input" if path == STANDARD_INPUT else path
+    """The text of a UTF-8 file without its byte-order mark; `-` is standard input. Raises FileFormatError."""
+    name = _name(path)
     try:
         data = sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()
-        return data.decode("utf-8")
+        # A byte-order mark says that the text is UTF-8 and is no part of it. Decoding as utf-8-sig would count the
+        # offset of an error from behind it.
+        return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise FileFormatError("is not UTF-8 text", path=name, offset=error.start) from None
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise FileFormatError(f"cannot be read: {reason}", path=name) from None
+        raise unreadable(name, error) from None
+
+
+def unreadable(name: str, error: OSError | ValueError) -> FileFormatError:
+    """What to raise where a file or stream cannot be opened or read; ValueError is a path that no file can have."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return FileFormatError(f"cannot be read: {reason}", path=name)
 
 
 def unescaped(text: str) -> str:
@@ -60,9 +68,9 @@ def prompt_tokens(llm: LLM, text: str, args: argparse.Namespace) -> list[int]:
     if not ids:
         raise OptionError("the prompt is empty and the model has no begin-of-text token to start from")
     if args.verbose_prompt:
-        print(f"prompt: {len(ids)} tokens", file=sys.stderr)
+        remark(f"prompt: {len(ids)} tokens")
         for token in ids:
-            print(f"{token:8d}  {printable(llm.detokenize([token]))!r}", file=sys.stderr)
+            remark(f"{token:8d}  {printable(llm.detokenize([token]))!r}")
     return ids
 
 
@@ -70,3 +78,16 @@ def begin_of_text(llm: LLM) -> list[int]:
     """The model's begin-of-text token as a list, empty where it has none."""
     bos = llm.tokenizer.bos_id
     return [] if bos is None else [bos]
+
+
+def _prompt_lines(path: str) -> list[str]:
+    """The lines that are not empty. Only a line feed ends a line: U+2028, form feed and their like are text."""
+    lines = (line.removesuffix("\r") for line in read_text(path).split("\n"))
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise FileFormatError("holds no prompt", path=_name(path))
+    return prompts
+
+
+def _name(path: str) -> str:
+    return "standard input" if path == STANDARD_INPUT else path

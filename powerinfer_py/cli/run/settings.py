@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from powerinfer_py.cli.run.prompts import unescaped
+from powerinfer_py.cli.run.prompts import unescaped, unreadable
 from powerinfer_py.config import RuntimeOptions, SamplingParams
 from powerinfer_py.errors import OptionError
 
@@ -61,7 +61,10 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
 
 
 def llm_options(args: argparse.Namespace, model: Path) -> dict[str, Any]:
-    """Keyword arguments of `LLM` but the model. Reads the header of `model` for `-c 0`."""
+    """Keyword arguments of `LLM` but the model. Reads the header of `model` for `-c 0`.
+
+    Raises FileFormatError where the file of --gpu-index cannot be read.
+    """
     from powerinfer_py.generation.llm import GROWN_BATCH
 
     return {
@@ -73,12 +76,21 @@ def llm_options(args: argparse.Namespace, model: Path) -> dict[str, Any]:
         "batch_size": args.batch_size,
         "max_batch": args.parallel if args.parallel > GROWN_BATCH else None,
         "main_gpu": args.main_gpu,
-        "gpu_index": args.gpu_index,
+        "gpu_index": None if args.gpu_index is None else _readable(args.gpu_index),
         "activation": args.activation,
         "use_mmap": not args.no_mmap,
         "use_mlock": args.mlock,
         "repack": not args.no_repack,
     }
+
+
+def _readable(path: str) -> str:
+    """The path, of which a file can be read: one that is not used yet must be no misspelling either."""
+    try:
+        with Path(path).open("rb"):
+            return path
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
 
 
 def _own_context(model: Path) -> int:

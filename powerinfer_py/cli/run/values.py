@@ -36,7 +36,7 @@ def number(
         value = _finite(text)
         _require_range(value, low, high, text)
         if above is not None and value <= above:
-            raise argparse.ArgumentTypeError(f"must be larger than {above:g}, not {text!r}")
+            raise argparse.ArgumentTypeError(f"must be larger than {_bound(above)}, not {text!r}")
         return value
 
     return read
@@ -105,10 +105,15 @@ def _finite(text: str) -> float:
     return value
 
 
+def _bound(value: float) -> str:
+    """A limit as messages show it: a whole number with all its digits."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
 def _require_range(value: float, low: float | None, high: float | None, text: str) -> None:
     if low is not None and high is not None and not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"must be from {low:g} to {high:g}, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be from {_bound(low)} to {_bound(high)}, not {text!r}")
     if low is not None and value < low:
-        raise argparse.ArgumentTypeError(f"must be {low:g} or more, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be {_bound(low)} or more, not {text!r}")
     if high is not None and value > high:
-        raise argparse.ArgumentTypeError(f"must be {high:g} or less, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be {_bound(high)} or less, not {text!r}")

@@ -154,6 +154,30 @@ def test_keep_counts_from_the_first_prompt(runner: Runner) -> None:
     assert llm.keeps == [4, 4]
 
 
+def test_an_input_beyond_the_context_is_left_out(runner: Runner) -> None:
+    llm = FakeLLM(replies=["xyz"], context_length=20)
+    outcome = runner(llm, "-i", "-p", "a", stdin=b"%s\nb\n" % (b"y" * 50))
+    assert (outcome.code, outcome.out) == (0, "xyzxyz")
+    assert outcome.err.count("the prompt has 56 tokens, the context holds 20; this input is left out\n") == 1
+    assert [text_of(prompt) for prompt in llm.prompts] == ["^a", "^axyzb\n"]
+    assert outcome.err.splitlines()[-1].startswith("prompt ")
+
+
+def test_a_prompt_beyond_the_context_is_an_error_of_the_command_line(runner: Runner) -> None:
+    outcome = runner(FakeLLM(context_length=20), "-i", "-p", "a" * 30, stdin=b"b\n")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.endswith("powerinfer-run: error: the prompt has 31 tokens, the context holds 20\n")
+
+
+def test_with_keep_older_text_makes_room_for_an_input(runner: Runner) -> None:
+    llm = FakeLLM(replies=["0123456789", "x"], context_length=16)
+    outcome = runner(llm, "-i", "-p", "ab", "--keep", "2", stdin=b"cdef\n%s\ng\n" % (b"y" * 50))
+    # ^ab0123456789cdef. is 18 tokens: of the 11 behind ^a, the 6 older go. 52 more than the kept never fit.
+    assert [text_of(prompt) for prompt in llm.prompts] == ["^ab", "^a56789cdef\n", "^a56789cdef\nxg\n"]
+    assert outcome.err.count("this input is left out") == 1
+    assert outcome.code == 0
+
+
 def test_control_tokens_are_made_of_flags_but_not_of_input(runner: Runner) -> None:
     llm = FakeLLM(replies=["x"])
     runner(llm, "-i", "-p", "a", "--in-suffix", "</s>", stdin=b"</s>\n")

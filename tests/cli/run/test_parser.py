@@ -111,9 +111,12 @@ def test_every_name_of_a_flag_sets_it(name: str) -> None:
         (["--top-p", "2"], "argument --top-p: must be from 0 to 1, not '2'"),
         (["--min-p", "-0.1"], "argument --min-p: must be from 0 to 1"),
         (["-n", "x"], "argument -n/--n-predict: expected a whole number, not 'x'"),
-        (["-n", "-3"], "argument -n/--n-predict: must be from -2"),
+        (["-n", "-3"], "argument -n/--n-predict: must be from -2 to 2147483647, not '-3'"),
+        (["-n", "2147483648"], "argument -n/--n-predict: must be from -2 to 2147483647, not '2147483648'"),
         (["--repeat-penalty", "0"], "argument --repeat-penalty: must be larger than 0"),
-        (["-t", "0"], "argument -t/--threads: must be from 1"),
+        (["-t", "0"], "argument -t/--threads: must be from 1 to 1024, not '0'"),
+        (["-t", "1025"], "argument -t/--threads: must be from 1 to 1024, not '1025'"),
+        (["-tb", "1025"], "argument -tb/--threads-batch: must be from 1 to 1024, not '1025'"),
         (["-s", str(2**64)], "argument -s/--seed: must be"),
         (["--parallel", "0"], "argument -np/--parallel: must be"),
         (["--vram-budget", "8GB"], "argument --vram-budget: expected a number"),
@@ -133,6 +136,17 @@ def test_every_name_of_a_flag_sets_it(name: str) -> None:
 )
 def test_wrong_usage_is_one_line_and_code_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in usage_error(argv, capsys)
+
+
+@pytest.mark.parametrize("flag", [flag for flag in FLAGS if flag.choices], ids=lambda flag: flag.key)
+def test_choices_are_shown_by_their_plain_names(flag: Flag, capsys: pytest.CaptureFixture[str]) -> None:
+    line = usage_error([flag.long_name, "foo"], capsys).replace("'", "")
+    assert f"(choose from {', '.join(flag.choices or ())})" in line
+    assert "<" not in line
+
+
+def test_as_many_threads_as_the_native_pool_takes() -> None:
+    assert (parse(["-t", "1024"]).threads, parse(["-tb", "1024"]).threads_batch) == (1024, 1024)
 
 
 def test_help_shows_every_flag_its_default_and_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,16 @@ def test_a_plain_dialogue_through_pipes(model: str) -> None:
     assert b"Traceback" not in done.stderr
 
 
+def test_a_plain_dialogue_outlives_an_input_beyond_its_context(model: str) -> None:
+    argv = ["-m", model, "-i", "-c", "32", "-r", "X", "-p", "a", "-n", "4", "--temp", "0"]
+    done = run(*argv, stdin=b"word " * 288 + b"\nb\n")
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode == 0, done.stderr.decode()
+    assert sum("the context holds 32; this input is left out" in line for line in lines) == 1
+    assert any("tokens/s" in line for line in lines)
+    assert done.stdout == run(*argv, stdin=b"b\n").stdout
+
+
 ERRORS = [
     (["-m", "{tmp}/absent.gguf"], 1, "absent.gguf"),
     (["-m", "{tmp}"], 1, ""),
@@ -73,6 +83,8 @@ ERRORS = [
     (["-m", "{model}", "-c", "8", "-f", "{tmp}/long.txt"], 1, "the context holds 8"),
     (["-m", "{model}", "-mg", "99"], 1, "no such device"),
     (["-m", "{model}", "-f", "{tmp}/absent.txt"], 1, "absent.txt"),
+    (["-m", "{model}", "--gpu-index", "{tmp}/nope"], 1, "nope: cannot be read: No such file or directory"),
+    (["-m", "{model}", "--gpu-index", "{tmp}"], 1, "cannot be read: Is a directory"),
     (["-m", "{model}", "-l", "99999999+1"], 2, "99999999"),
     (["-m", "{model}", "--top-p", "2"], 2, "--top-p"),
     (["-m", "{model}", "-ngl", "3"], 2, "-ngl"),
@@ -95,8 +107,9 @@ def test_user_errors_are_one_line(
     assert "Traceback" not in done.stderr.decode()
 
 
-def test_a_budget_without_a_device_is_reported(model: str) -> None:
-    done = run("-m", model, "-p", "Hello", "-n", "1", "--vram-budget", "4", "--gpu-index", "x", "-t", "1")
+def test_a_budget_without_a_device_is_reported(model: str, fixtures: Path) -> None:
+    index = str(fixtures / "relu-llama.reference.gpuidx")
+    done = run("-m", model, "-p", "Hello", "-n", "1", "--vram-budget", "4", "--gpu-index", index, "-t", "1")
     assert done.returncode == 0, done.stderr.decode()
     assert b"everything runs on the CPU" in done.stderr
 

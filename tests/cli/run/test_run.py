@@ -11,6 +11,7 @@ import pytest
 from helpers_fake_llm import BOS, FakeLLM, Runner
 
 from powerinfer_py.cli import run
+from powerinfer_py.cli.run import execution
 
 
 @pytest.fixture
@@ -90,6 +91,33 @@ def test_prompts_from_standard_input_and_files(runner: Runner, tmp_path: Path) -
     outcome = runner(llm, "last", "-p", "first", "-f", "-", "--prompts-file", str(lines), stdin="é\n\n".encode())
     assert llm.prompts == [ids("first"), ids("last"), ids("é\n"), ids("one"), ids("two")]
     assert outcome.out == "abc def\n" * 5
+
+
+def test_only_a_line_feed_ends_a_line_of_prompts(runner: Runner, tmp_path: Path) -> None:
+    path = tmp_path / "lines.txt"
+    path.write_bytes("a\u2028b\fc\x85d\x1ee\r\n\r\nf\rg\n".encode())
+    llm = FakeLLM()
+    assert runner(llm, "--prompts-file", str(path)).code == 0
+    assert llm.prompts == [ids("a\u2028b\fc\x85d\x1ee"), ids("f\rg")]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(runner: Runner, tmp_path: Path) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\n")
+    llm = FakeLLM()
+    runner(llm, "-f", str(path), "-f", "-", "--prompts-file", str(path), stdin=path.read_bytes())
+    assert llm.prompts == [ids("one")] * 3
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"\xef\xbb\xbf", b" \r\n\n"])
+def test_a_file_without_prompts_is_an_error(runner: Runner, tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "lines.txt"
+    path.write_bytes(data)
+    for name, place in ((str(path), str(path)), ("-", "standard input")):
+        llm = FakeLLM()
+        outcome = runner(llm, "-p", "a", "--prompts-file", name, stdin=data)
+        assert (outcome.code, outcome.out, llm.prompts) == (1, "", [])
+        assert outcome.err == f"powerinfer-run: error: {place}: holds no prompt\n"
 
 
 def test_a_prompt_may_begin_with_a_dash(runner: Runner) -> None:
@@ -213,7 +241,7 @@ def test_an_interrupt_while_loading_ends_the_command(
         os.kill(os.getpid(), signal.SIGINT)
         return FakeLLM()
 
-    monkeypatch.setattr(run, "load_llm", load)
+    monkeypatch.setattr(execution, "load_llm", load)
     assert run.main(["-m", "x", "-p", "hi"]) == 130
     assert capsys.readouterr().out == ""
 
@@ -250,6 +278,7 @@ def test_contradictions_are_usage_errors(runner: Runner, argv: list[str], messag
         (["-f", "/nonexistent/prompt"], b"", "/nonexistent/prompt: cannot be read: No such file or directory"),
         (["-f", "a\0b"], b"", "cannot be read"),
         (["-f", "-"], b"\xff", "standard input: is not UTF-8 text (at byte 0)"),
+        (["-f", "-"], b"\xef\xbb\xbfab\xff", "standard input: is not UTF-8 text (at byte 5)"),
         (["-p", "x" * 300], b"", "the prompt has 301 tokens, the context holds 200"),
     ],
 )
@@ -277,7 +306,7 @@ def test_without_a_model_the_default_one_or_advice(
         loaded.append(model)
         return FakeLLM()
 
-    monkeypatch.setattr(run, "load_llm", load)
+    monkeypatch.setattr(execution, "load_llm", load)
     monkeypatch.setattr(default_model, "default_model", lambda: Path("packaged.gguf"))
     assert run.main(["-p", "a"]) == 0
     assert loaded == [Path("packaged.gguf")]
