@@ -8,7 +8,6 @@ Importing this package is cheap; torch is imported when a model is loaded.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,12 +16,9 @@ if TYPE_CHECKING:
     from powerinfer_py.generation.completion import Completion
     from powerinfer_py.generation.llm import LLM
 
-__all__ = ["LLM", "Completion", "PowerInferError", "SamplingParams", "__version__"]
+    __version__: str
 
-try:
-    __version__ = version("powerinfer-py")
-except PackageNotFoundError:
-    __version__ = "0+uninstalled"
+__all__ = ["LLM", "Completion", "PowerInferError", "SamplingParams", "__version__"]
 
 _HOMES = {
     "LLM": "powerinfer_py.generation.llm",
@@ -33,6 +29,18 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _HOMES:
         raise AttributeError(f"module 'powerinfer_py' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def _version() -> str:
+    # Reading installed metadata takes 30 ms, which only those who ask for the version should pay.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("powerinfer-py")
+    except PackageNotFoundError:
+        return "0+uninstalled"

@@ -3,6 +3,6 @@
 Importing this package is cheap; torch is imported when `make_kernels` makes something.
 """
 
-from powerinfer_py.kernels.selection import make_kernels
+from powerinfer_py.kernels.selection import fallback_notices, make_kernels, native_extension
 
-__all__ = ["make_kernels"]
+__all__ = ["fallback_notices", "make_kernels", "native_extension"]

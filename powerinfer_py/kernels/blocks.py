@@ -1,19 +1,17 @@
-"""The two blocks of a transformer layer, composed of single operations: the definition of what the native blocks do.
+"""The two blocks of a transformer layer as data: weights and everything that does not change from token to token.
 
-A block holds its weights and everything that does not change from token to token, prepared at load. It ends by adding
-its result to a residual stream, so that a layer is two calls.
+A block is prepared at load by the kernels that run it (`Kernels.prepare_attention`, `prepare_feed_forward`); what it
+computes is defined in `composition.py`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from powerinfer_py.config import Activation
-from powerinfer_py.kernels.feed_forward import FeedForwardWeights, feed_forward, predict
-from powerinfer_py.kernels.interface import Kernels, Matrix, RopeTable
+from powerinfer_py.kernels.matrix import Matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,12 +25,6 @@ class Norm:
     bias: Tensor | None
     eps: float
     subtract_mean: bool
-
-    def __call__(self, kernels: Kernels, x: Tensor) -> Tensor:
-        """Normalised x (T, n_embd)."""
-        if self.subtract_mean:
-            return kernels.layer_norm(x, self.weight, self.bias, self.eps)
-        return kernels.rms_norm(x, self.weight, self.eps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +74,23 @@ class AttentionBlock:
 
 
 @dataclass(frozen=True, eq=False)
+class FeedForwardWeights:
+    """One layer's FFN. up, gate: (n_ff, n_embd), a neuron a row; gate and every bias may be absent.
+
+    down: with down_is_transposed (n_ff, n_embd), again a neuron a row; else (n_embd, n_ff) as a dense GGUF stores it,
+    which serves only where all rows are computed.
+    """
+
+    up: Matrix
+    gate: Matrix | None
+    down: Matrix
+    down_is_transposed: bool
+    up_bias: Tensor | None
+    down_bias: Tensor | None
+    gate_bias: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class FeedForwardBlock:
     """Predictor, norm and FFN. Without a predictor every neuron's first row is computed; `dense` computes all rows."""
 
@@ -110,59 +119,3 @@ class FeedForwardResult:
     predictor_s: float
     predicted: Tensor | None = None
     fired: Tensor | None = None
-
-
-def attend(
-    kernels: Kernels,
-    block: AttentionBlock,
-    x: Tensor,
-    residual: Tensor,
-    cache: LayerCache,
-    slots: Tensor,
-    positions: Tensor,
-    rope: RopeTable | None,
-) -> Tensor:
-    """`residual + attention(norm(x))`, see `Kernels.attention_block`."""
-    n_tokens = x.shape[0]
-    h = block.norm(kernels, x)
-    outputs = [kernels.linear(linear.matrix, h, linear.bias) for linear in block.qkv]
-    if len(outputs) == 1:
-        n_q, n_k = block.n_head * block.head_dim, block.n_head_kv * block.head_dim
-        outputs = [part.contiguous() for part in outputs[0].tensor_split((n_q, n_q + n_k), dim=1)]
-    q = outputs[0].view(n_tokens, block.n_head, block.head_dim)
-    k = outputs[1].view(n_tokens, block.n_head_kv, block.head_dim)
-    v = outputs[2].view(n_tokens, block.n_head_kv, block.head_dim_v)
-    if rope is not None:
-        q, k = kernels.rope(q, positions, rope), kernels.rope(k, positions, rope)
-    mixed = kernels.attention(q, k, v, cache.keys, cache.values, slots, positions, block.scale)
-    return residual + kernels.linear(block.output.matrix, mixed, block.output.bias)
-
-
-def run_feed_forward(
-    kernels: Kernels, block: FeedForwardBlock, x: Tensor, residual: Tensor, observe: bool
-) -> FeedForwardResult:
-    """`residual + ffn(norm(x))`, see `Kernels.feed_forward_block`."""
-    started = perf_counter()
-    mask = None
-    if block.predictor is not None and not block.dense:
-        mask = predict(kernels, block.predictor.fc1, block.predictor.fc2, x, block.sparse_threshold)
-    predictor_s = perf_counter() - started
-    output = feed_forward(
-        kernels,
-        block.weights,
-        block.norm(kernels, x),
-        activation=block.activation,
-        fatrelu_threshold=block.fatrelu_threshold,
-        mask=mask,
-        dense=block.dense,
-    )
-    return FeedForwardResult(
-        y=residual + output.y,
-        gate_products=output.gate_products,
-        up_products=output.up_products,
-        down_products=output.down_products,
-        n_fired=int(output.fired.count_nonzero()),
-        predictor_s=predictor_s,
-        predicted=mask if observe else None,
-        fired=output.fired if observe else None,
-    )

@@ -17,7 +17,8 @@ from powerinfer_py import _native
 from powerinfer_py.config import Activation
 from powerinfer_py.gguf.types import GGMLType
 from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock, FeedForwardResult, LayerCache, Norm
-from powerinfer_py.kernels.interface import Kernels, Matrix, RopeTable
+from powerinfer_py.kernels.interface import Kernels
+from powerinfer_py.kernels.matrix import Matrix, RopeTable
 
 # Types with a packed order of rows, see csrc/isa/packed.hpp.
 PACKED_TYPES = (GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q8_0, GGMLType.Q4_K, GGMLType.Q6_K)

@@ -10,27 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from powerinfer_py.config import Activation
-from powerinfer_py.kernels.interface import Kernels, Matrix
+from powerinfer_py.kernels.blocks import FeedForwardWeights
+from powerinfer_py.kernels.interface import Kernels
+from powerinfer_py.kernels.matrix import Matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class FeedForwardWeights:
-    """One layer's FFN. up, gate: (n_ff, n_embd), a neuron a row; gate and every bias may be absent.
-
-    down: with down_is_transposed (n_ff, n_embd), again a neuron a row; else (n_embd, n_ff) as a dense GGUF stores it,
-    which serves only where all rows are computed.
-    """
-
-    up: Matrix
-    gate: Matrix | None
-    down: Matrix
-    down_is_transposed: bool
-    up_bias: Tensor | None
-    down_bias: Tensor | None
-    gate_bias: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,59 +8,17 @@ same result alone, inside a prompt, or in a batch, and for any number of threads
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from powerinfer_py.gguf.types import GGMLType, row_bytes
+from powerinfer_py.gguf.types import GGMLType
+from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock, FeedForwardResult, LayerCache
+from powerinfer_py.kernels.matrix import Matrix, RopeTable
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock, FeedForwardResult, LayerCache
-
-
-@dataclass(frozen=True, eq=False)
-class Matrix:
-    """`rows` rows of `cols` weights in the layout of a file's type; row r starts at byte `r * row_bytes` of `data`.
-
-    data: read-only uint8, one dimension, usually a view of the memory-mapped file. handle: what the implementation that
-    made this matrix needs (`Kernels.matrix`); a matrix works only with the kernels that made it. packed: the rows were
-    copied into another order, so that the matrix can be multiplied but not read by rows.
-    """
-
-    name: str
-    type: GGMLType
-    rows: int
-    cols: int
-    data: npt.NDArray[np.uint8]
-    handle: Any = None
-    packed: bool = False
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return row_bytes(self.type, self.cols)
-
-
-@dataclass(frozen=True, eq=False)
-class RopeTable:
-    """Cosines and sines of rotary embedding for every position of the context.
-
-    cos, sin: (n_ctx, n_rot / 2), magnitude scaling of YaRN included.
-    halves: pairs are (i, i + n_rot/2) as in Hugging Face checkpoints, else adjacent (2i, 2i + 1) as GGUF stores llama.
-    """
-
-    cos: Tensor
-    sin: Tensor
-    halves: bool
-
-    @property
-    def n_rot(self) -> int:
-        """Number of leading dimensions of each head that are rotated."""
-        return 2 * int(self.cos.shape[1])
 
 
 class Kernels(ABC):
@@ -167,7 +125,7 @@ class Kernels(ABC):
     ) -> Tensor:
         """`residual + attention(norm(x))`: x and residual (T, n_embd), slots and positions (T; int64).
 
-        Bit-equal to `blocks.attend` over the same kernels.
+        Bit-equal to `composition.attend` over the same kernels.
         """
 
     @abstractmethod
@@ -176,6 +134,6 @@ class Kernels(ABC):
     ) -> FeedForwardResult:
         """`residual + ffn(norm(x))`: x and residual (T, n_embd); the predictor sees x itself.
 
-        observe: hand out which neurons were predicted and fired. Bit-equal to `blocks.run_feed_forward` over the same
+        observe: hand out which neurons were predicted and fired. Bit-equal to `composition.run_feed_forward` over these
         kernels but for SiLU, whose exponential may differ in the last place.
         """

@@ -23,15 +23,10 @@ from torch import Tensor
 
 from powerinfer_py.gguf.quants import dequantize_rows
 from powerinfer_py.gguf.types import GGMLType
-from powerinfer_py.kernels.blocks import (
-    AttentionBlock,
-    FeedForwardBlock,
-    FeedForwardResult,
-    LayerCache,
-    attend,
-    run_feed_forward,
-)
-from powerinfer_py.kernels.interface import Kernels, Matrix, RopeTable
+from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock, FeedForwardResult, LayerCache
+from powerinfer_py.kernels.composition import attend, run_feed_forward
+from powerinfer_py.kernels.interface import Kernels
+from powerinfer_py.kernels.matrix import Matrix, RopeTable
 
 # Float32 weights kept by one `ReferenceKernels`: those of a model of 268 million weights.
 KEPT_BYTES = 1 << 30
@@ -197,16 +192,18 @@ class ReferenceKernels(Kernels):
     ) -> Tensor:
         _require_indices(slots, k_cache.shape[0], "slot")
         _require_indices(positions, k_cache.shape[2], "position")
-        n_tokens, n_head_kv = k.shape[:2]
+        n_tokens, n_head, head_dim = q.shape
+        n_head_kv = k.shape[1]
         k_cache[slots, :, positions] = k.half()
         v_cache[slots, :, positions] = v.half()
-        grouped = q.unflatten(1, (n_head_kv, q.shape[1] // n_head_kv))  # (T, n_head_kv, heads sharing a key, head_dim)
-        y = torch.empty(*grouped.shape[:-1], v.shape[2])
+        shared = n_head // n_head_kv
+        grouped = q.reshape(n_tokens, n_head_kv, shared, head_dim)
+        y = torch.empty(n_tokens, n_head_kv, shared, v.shape[2])
         for t in range(n_tokens):
             # Positions that it does not see are left out, not masked: 0 times a NaN there would reach the token.
             seen = slice(0, int(positions[t]) + 1)
             keys, values = k_cache[slots[t], :, seen].float(), v_cache[slots[t], :, seen].float()
-            scores = torch.bmm(grouped[t], keys.transpose(1, 2)) * scale  # (n_head_kv, heads sharing a key, n)
+            scores = torch.bmm(grouped[t], keys.transpose(1, 2)) * scale  # (n_head_kv, shared, n)
             y[t] = torch.bmm(torch.softmax(scores, dim=-1), values)
         return y.reshape(n_tokens, math.prod(y.shape[1:]))
 

@@ -14,9 +14,9 @@ from powerinfer_py.errors import DeviceError, OptionError
 from powerinfer_py.kernels.interface import Kernels
 
 _EXTENSION = "powerinfer_py._native"
-_REMEDY = "install a C++20 compiler, then the package again (pip install --force-reinstall --no-cache-dir)"
+_REMEDY = "install a compiler, then the package again (pip install --force-reinstall --no-cache-dir)"
 _NOTICE = (
-    "the package was installed without its native kernels (no working C++ compiler): slower torch kernels run, "
+    "the package was installed without its native kernels, which need a C++20 compiler: slower torch kernels run, "
     f"-t/--threads has no effect, and a token's last digits may depend on its batch; {_REMEDY}"
 )
 
@@ -86,3 +86,5 @@ def _native(threads: int, isa: str | None) -> Kernels:
         return NativeKernels(threads, isa)
     except ValueError as error:
         raise DeviceError(str(error)) from error
+    except RuntimeError as error:
+        raise DeviceError(f"{threads} threads cannot be started: {error}") from error

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from powerinfer_py.config import RopeConfig, RopeScaling
-from powerinfer_py.kernels.interface import RopeTable
+from powerinfer_py.kernels.matrix import RopeTable
 
 if TYPE_CHECKING:
     from torch import Tensor

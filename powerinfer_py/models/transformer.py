@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 from powerinfer_py.config import ModelConfig
 from powerinfer_py.kernels.blocks import LayerCache
-from powerinfer_py.kernels.interface import Kernels, RopeTable
+from powerinfer_py.kernels.composition import normalise
+from powerinfer_py.kernels.interface import Kernels
+from powerinfer_py.kernels.matrix import RopeTable
 from powerinfer_py.models.activity import Activity, LayerObserver
 from powerinfer_py.models.architecture import Architecture
 from powerinfer_py.models.batch import ForwardBatch
@@ -63,7 +65,7 @@ class Transformer:
             x = x[batch.logits_of]
         if not len(x):
             return x.new_empty(0, self.config.n_vocab)
-        return kernels.linear(self.weights.output, self.weights.output_norm(kernels, x))
+        return kernels.linear(self.weights.output, normalise(kernels, self.weights.output_norm, x))
 
     def _layer(self, kernels: Kernels, local: int, layer: LayerWeights, x: Tensor, step: Step) -> Tensor:
         batch = step.batch

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from powerinfer_py.config import ModelConfig, Sparsity
-from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock, Linear, Norm, Predictor
-from powerinfer_py.kernels.feed_forward import FeedForwardWeights
-from powerinfer_py.kernels.interface import Matrix
+from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock, FeedForwardWeights, Linear, Norm, Predictor
+from powerinfer_py.kernels.matrix import Matrix
 from powerinfer_py.models.architecture import Architecture, NormKind
 
 if TYPE_CHECKING:

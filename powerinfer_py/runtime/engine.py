@@ -12,7 +12,8 @@ from powerinfer_py.config import ModelConfig, RuntimeOptions, Sparsity
 from powerinfer_py.errors import ContextError, OptionError
 from powerinfer_py.gguf import GGUFFile
 from powerinfer_py.kernels import fallback_notices, make_kernels
-from powerinfer_py.kernels.interface import Kernels, RopeTable
+from powerinfer_py.kernels.interface import Kernels
+from powerinfer_py.kernels.matrix import RopeTable
 from powerinfer_py.models.activity import Activity, LayerObserver
 from powerinfer_py.models.architecture import PositionKind
 from powerinfer_py.models.batch import ForwardBatch

@@ -11,7 +11,6 @@ import psutil
 
 from powerinfer_py.errors import DeviceError
 
-
 # Left to the system and to everything that is not weights.
 _MARGIN_BYTES = 1 << 30
 

@@ -18,7 +18,8 @@ from powerinfer_py.gguf import GGUFFile, TensorInfo
 from powerinfer_py.gguf.quants import dequantize
 from powerinfer_py.gguf.types import WEIGHT_TYPES, GGMLType
 from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock
-from powerinfer_py.kernels.interface import Kernels, Matrix
+from powerinfer_py.kernels.interface import Kernels
+from powerinfer_py.kernels.matrix import Matrix
 from powerinfer_py.runtime.host_memory import fits_in_memory, lock_in_memory
 
 if TYPE_CHECKING:

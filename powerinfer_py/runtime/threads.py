@@ -1,17 +1,152 @@
-"""How many threads there are to use."""
+"""How many threads there are to use: the processors of this process, as the system and its container describe them.
+
+It reads files below `/sys` and `/proc` and changes nothing. Where a system has no such files (not Linux, or hidden by a
+sandbox) every processor counts as what psutil says of it.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 import psutil
 
+# A core below this share of the best one is an efficiency core. Arm's capacities are 1024 for the best, 750 and more
+# for the middle and 250 to 500 for the little cores; the compact cores of AMD reach 65 to 70 % of the others' clock,
+# while favoured cores of one kind differ by a tenth.
+_CAPACITY_SHARE = 0.6
+_FREQUENCY_SHARE = 0.75
+
+
+@dataclass(frozen=True)
+class Processors:
+    """What this process may use.
+
+    logical: processors. cores: physical cores they belong to. performance_cores: those that are no efficiency cores.
+    quota: processors' worth of time that its control groups grant, None for no limit.
+    """
+
+    logical: int
+    cores: int
+    performance_cores: int
+    quota: float | None
+
+    @property
+    def threads(self) -> int:
+        """A thread a performance core, and no more than the quota pays for: two threads of one core share its
+        multipliers and its cache, a slow core keeps the fast ones waiting, and a group beyond its quota is stopped.
+        """
+        limit = self.performance_cores if self.quota is None else min(self.performance_cores, int(self.quota))
+        return max(1, limit)
+
 
 def default_threads() -> int:
-    """Physical cores this process may run on: two threads of one core share its multipliers and its cache.
+    """Threads to use where the user names no number."""
+    return find_processors().threads
 
-    Where the system hides its topology (some containers), every processor the process may use counts as a core.
+
+def find_processors(allowed: Iterable[int] | None = None, root: Path = Path("/")) -> Processors:
+    """allowed: numbers of the processors to count, None for those this process may run on. root: where the trees `sys`
+    and `proc` hang.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    physical = psutil.cpu_count(logical=False) or allowed
-    return max(1, min(allowed, physical))
+    numbers = _affinity() if allowed is None else set(allowed)
+    quota = _quota(root)
+    cores = _cores(numbers, root / "sys/devices/system/cpu")
+    if cores is None:
+        physical = min(len(numbers), psutil.cpu_count(logical=False) or len(numbers))
+        return Processors(len(numbers), physical, physical, quota)
+    fast = _performance_processors(numbers, root / "sys/devices")
+    return Processors(len(numbers), len(cores), sum(1 for core in cores if core & fast), quota)
+
+
+def _affinity() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _cores(numbers: set[int], cpus: Path) -> set[frozenset[int]] | None:
+    """The cores of these processors, each as the processors it has; None where the system does not say."""
+    cores = set()
+    for number in numbers:
+        topology = cpus / f"cpu{number}" / "topology"
+        text = _read(topology / "core_cpus_list") or _read(topology / "thread_siblings_list")
+        siblings = _number_list(text)
+        if number not in siblings:
+            return None
+        cores.add(frozenset(siblings))
+    return cores
+
+
+def _performance_processors(numbers: set[int], devices: Path) -> set[int]:
+    """Those of the processors that are no efficiency cores; all of them where they are of one kind."""
+    # Intel's hybrid processors register a device a kind.
+    fast = numbers & _number_list(_read(devices / "cpu_core/cpus"))
+    if fast:
+        return fast
+    for name, share in (("cpu_capacity", _CAPACITY_SHARE), ("cpufreq/cpuinfo_max_freq", _FREQUENCY_SHARE)):
+        values = {number: _integer(_read(devices / "system/cpu" / f"cpu{number}" / name)) for number in numbers}
+        known = [value for value in values.values() if value is not None]
+        if known and len(known) == len(values):
+            least = share * max(known)
+            return {number for number, value in values.items() if value is not None and value >= least}
+    return numbers
+
+
+def _quota(root: Path) -> float | None:
+    """The smallest quota of the process's control groups and of those above them, in processors."""
+    quotas = []
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        mount = root / "sys/fs/cgroup"
+        if not controllers:
+            quotas += [_quota_of(_read(group / "cpu.max")) for group in _groups(mount, path)]
+        elif "cpu" in controllers.split(","):
+            for mounted in (mount / "cpu", mount / controllers):
+                for group in _groups(mounted, path):
+                    limit, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
+                    quotas.append(_quota_of(f"{limit} {period}"))
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _groups(mount: Path, path: str) -> list[Path]:
+    """A group's folder and those above it. In a container the path may be the host's, of which only the top exists."""
+    inner = PurePosixPath(path.lstrip("/"))
+    return [mount / group for group in (inner, *inner.parents) if ".." not in group.parts]
+
+
+def _quota_of(text: str | None) -> float | None:
+    """Of `LIMIT PERIOD` in microseconds; `max` and -1 are no limit."""
+    parts = (text or "").split()
+    if len(parts) != 2:
+        return None
+    limit, period = _integer(parts[0]), _integer(parts[1])
+    return limit / period if limit is not None and period is not None and limit > 0 and period > 0 else None
+
+
+def _number_list(text: str | None) -> set[int]:
+    """`0-3,8` as numbers; nothing where it is malformed."""
+    numbers: set[int] = set()
+    for part in (text or "").strip().split(","):
+        first, _, last = part.partition("-")
+        begin, end = _integer(first), _integer(last or first)
+        if begin is None or end is None:
+            return set()
+        numbers.update(range(begin, end + 1))
+    return numbers
+
+
+def _integer(text: str | None) -> int | None:
+    try:
+        return int(text or "")
+    except ValueError:
+        return None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return None

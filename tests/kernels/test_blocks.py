@@ -15,16 +15,16 @@ from powerinfer_py.gguf.types import GGMLType
 from powerinfer_py.kernels.blocks import (
     AttentionBlock,
     FeedForwardBlock,
+    FeedForwardWeights,
     LayerCache,
     Linear,
     Norm,
     Predictor,
-    attend,
-    run_feed_forward,
 )
+from powerinfer_py.kernels.composition import attend, run_feed_forward
 from powerinfer_py.kernels.cpu import NativeKernels
-from powerinfer_py.kernels.feed_forward import FeedForwardWeights
-from powerinfer_py.kernels.interface import Kernels, Matrix
+from powerinfer_py.kernels.interface import Kernels
+from powerinfer_py.kernels.matrix import Matrix
 from powerinfer_py.models.rope import rope_table
 
 N_EMBD, N_FF, RANK = 64, 352, 32

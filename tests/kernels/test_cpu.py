@@ -18,7 +18,7 @@ from helpers_kernels import TYPE_IDS, Guarded, mask_of, matrix_of, same_bits, to
 from powerinfer_py import _native
 from powerinfer_py.gguf.types import WEIGHT_TYPES, GGMLType, row_bytes
 from powerinfer_py.kernels.cpu import NativeKernels
-from powerinfer_py.kernels.interface import RopeTable
+from powerinfer_py.kernels.matrix import RopeTable
 
 Call = Callable[[NativeKernels], object]
 

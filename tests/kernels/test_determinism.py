@@ -77,7 +77,7 @@ def test_every_row_of_all_rows_equals_the_sparse_sum_where_nothing_is_zero(nativ
 
 
 def test_norms_attention_and_rope_for_any_number_of_threads(pools: list[NativeKernels]) -> None:
-    from powerinfer_py.kernels.interface import RopeTable
+    from powerinfer_py.kernels.matrix import RopeTable
 
     x, weight = tokens(40, 1040), tokens(1, 1040)[0]
     q, k = tokens(40, 1040).view(40, 13, 80), tokens(40, 80, seed=4).view(40, 1, 80)

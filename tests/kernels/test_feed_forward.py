@@ -13,8 +13,10 @@ from torch import Tensor
 
 from powerinfer_py.config import Activation
 from powerinfer_py.gguf.types import GGMLType
-from powerinfer_py.kernels.feed_forward import FeedForwardOutput, FeedForwardWeights, feed_forward, predict
-from powerinfer_py.kernels.interface import Kernels, Matrix
+from powerinfer_py.kernels.blocks import FeedForwardWeights
+from powerinfer_py.kernels.feed_forward import FeedForwardOutput, feed_forward, predict
+from powerinfer_py.kernels.interface import Kernels
+from powerinfer_py.kernels.matrix import Matrix
 
 N_EMBD, N_FF = 40, 150
 THRESHOLD = 0.8

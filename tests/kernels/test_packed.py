@@ -12,7 +12,7 @@ from torch import Tensor
 
 from powerinfer_py.gguf.types import GGMLType
 from powerinfer_py.kernels.cpu import PACKED_TYPES, NativeKernels
-from powerinfer_py.kernels.interface import Matrix
+from powerinfer_py.kernels.matrix import Matrix
 
 # Whole runs of 512 weights, and every kind of rest: groups of 128, of 64, of 32. K-quants have blocks of 256.
 COLS = [32, 64, 96, 128, 160, 224, 512, 544, 576, 1024, 4096]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from helpers_kernels import ROUNDOFF
 
-from powerinfer_py.kernels.interface import Kernels, RopeTable
+from powerinfer_py.kernels.interface import Kernels
+from powerinfer_py.kernels.matrix import RopeTable
 
 
 def table_of(n_ctx: int, n_rot: int, halves: bool) -> RopeTable:

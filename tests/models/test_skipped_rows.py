@@ -12,7 +12,7 @@ from torch import Tensor
 
 from powerinfer_py import LLM
 from powerinfer_py.gguf import BLOCK_LAYOUTS, GGMLType, open_gguf
-from powerinfer_py.kernels.interface import Matrix
+from powerinfer_py.kernels.matrix import Matrix
 
 N_FF = 1024
 
