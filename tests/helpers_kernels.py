@@ -9,7 +9,8 @@ from helpers_blocks import StoredRows
 from torch import Tensor
 
 from powerinfer_py.gguf.types import WEIGHT_TYPES, GGMLType
-from powerinfer_py.kernels.interface import Kernels, Matrix
+from powerinfer_py.kernels.interface import Kernels
+from powerinfer_py.kernels.matrix import Matrix
 
 TYPE_IDS = [ggml_type.name for ggml_type in WEIGHT_TYPES]
 

@@ -63,8 +63,9 @@ def main(argv: list[str] | None = None) -> int:
     """Prints the probe's result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--mib", type=int, default=BUFFER_BYTES >> 20, help="size of the buffer (default: %(default)s)")
     options = parser.parse_args(argv)
-    rates = read_bandwidth(options.threads)
+    rates = read_bandwidth(options.threads, options.mib << 20)
     print(json.dumps({"engine": "read bandwidth", "gb_per_s": max(rates), "passes": rates}))
     return 0
 

@@ -18,6 +18,9 @@ TIMING = re.compile(
     r"llama_print_timings:\s+(?P<phase>prompt eval|eval) time =\s*(?P<ms>[\d.]+) ms /\s*(?P<n>\d+) (?:runs|tokens)"
 )
 SHORT_PROMPT = 16
+# Measured over 500 letters. Before the text come BOS and the three bytes of the space that SentencePiece puts there.
+LETTERS_PER_TOKEN = 2.34
+TOKENS_BEFORE_TEXT = 4
 
 
 def timings(log: str) -> dict[str, tuple[int, float]]:
@@ -29,16 +32,17 @@ def timings(log: str) -> dict[str, tuple[int, float]]:
     return found
 
 
-def random_text(n_words: int, seed: int) -> str:
-    """Words of three letters without spaces: one token each in the vocabulary of `make_synthetic_model.py`."""
-    return "".join(Random(seed).choices(ascii_lowercase, k=3 * n_words))
+def random_text(n_tokens: int, seed: int) -> str:
+    """Random letters, about `n_tokens` in the vocabulary of `make_synthetic_model.py`; PowerInfer prints the number."""
+    n_letters = max(1, round(LETTERS_PER_TOKEN * (n_tokens - TOKENS_BEFORE_TEXT)))
+    return "".join(Random(seed).choices(ascii_lowercase, k=n_letters))
 
 
-def run(options: argparse.Namespace, prompt_words: int, n: int, seed: int) -> dict[str, tuple[int, float]]:
+def run(options: argparse.Namespace, n_prompt: int, n: int, seed: int) -> dict[str, tuple[int, float]]:
     """One run of the binary."""
     command = [options.binary, "-m", options.model, "-t", str(options.threads), "-n", str(n), "-b", "512"]
-    command += ["-c", str(2 * prompt_words + n + 64), "--temp", "0", "--ignore-eos", "--seed", "1"]
-    command += ["-p", random_text(prompt_words, seed)]
+    command += ["-c", str(2 * n_prompt + n + 64), "--temp", "0", "--ignore-eos", "--seed", "1", "--log-disable"]
+    command += ["-p", random_text(n_prompt, seed)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise SystemExit(f"PowerInfer ended with {done.returncode}: {done.stderr[-500:]}")

@@ -54,22 +54,27 @@ def random_ids(llm: LLM, n: int, seed: int) -> list[int]:
     return ids
 
 
+def greedy(n: int) -> SamplingParams:
+    """Exactly `n` tokens, the most likely ones."""
+    return SamplingParams(max_tokens=n, temperature=0.0, ignore_eos=True)
+
+
 def measure(options: argparse.Namespace) -> dict[str, object]:
     """Tokens per second of forwards alone (sampling is apart), prompt and decode."""
     started = perf_counter()
     length = options.prompt + options.n + SHORT_PROMPT + WARM_UP
     with LLM(options.model, sparsity=options.sparsity, threads=options.threads, context_length=length) as llm:
         load_s = perf_counter() - started
-        greedy = {"temperature": 0.0, "ignore_eos": True}
-        llm.generate([random_ids(llm, SHORT_PROMPT, 0)], SamplingParams(max_tokens=WARM_UP, **greedy))
+        llm.generate([random_ids(llm, SHORT_PROMPT, 0)], greedy(WARM_UP))
         prompt_rate = None
         if options.prompt:
-            llm.generate([random_ids(llm, options.prompt, 1)], SamplingParams(max_tokens=1, **greedy))
-            prompt_rate = llm.stats.prompt_tokens and options.prompt / _prompt_seconds(llm, options.prompt)
-        llm.generate([random_ids(llm, SHORT_PROMPT, 3)], SamplingParams(max_tokens=1, **greedy))
+            # The first one warms up.
+            llm.generate([random_ids(llm, options.prompt, 1)], greedy(1))
+            prompt_rate = options.prompt / _prompt_seconds(llm, options.prompt)
+        llm.generate([random_ids(llm, SHORT_PROMPT, 3)], greedy(1))
         llm.stats.clear()
         # The same prompt again: all of it but the last token lies in the cache.
-        llm.generate([random_ids(llm, SHORT_PROMPT, 3)], SamplingParams(max_tokens=options.n + 1, **greedy))
+        llm.generate([random_ids(llm, SHORT_PROMPT, 3)], greedy(options.n + 1))
         stats, activity = llm.stats, llm.engine.activity
         with open_gguf(options.model) as file:
             read = bytes_per_token(file, activity, predictors_run=llm.sparsity == "predictor")
@@ -94,7 +99,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 def _prompt_seconds(llm: LLM, n: int) -> float:
     """Seconds of a prompt of n tokens that the cache knows nothing of."""
     llm.stats.clear()
-    llm.generate([random_ids(llm, n, 2)], SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True))
+    llm.generate([random_ids(llm, n, 2)], greedy(1))
     if llm.stats.prompt_tokens != n:
         raise AssertionError(f"{llm.stats.prompt_tokens} tokens were computed, expected {n}")
     return llm.stats.prompt_s

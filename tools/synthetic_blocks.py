@@ -1,15 +1,14 @@
 """Weights for made-up models as encoded blocks: pools of random values, rows cut from them, blocks of one constant.
 
-Not a quantiser for real weights: K-quants get one flat scale per super-block, which suits Gaussian values alone. What it
-keeps: the same pool at the same scale decodes to the same values wherever a row is cut from it, up to the rounding of
-the type, and a constant block decodes to its constant within the rounding of one float16 scale.
+Not a quantiser for real weights: K-quants get one flat scale per super-block, which suits Gaussian values alone. What
+it keeps: the same pool at the same scale decodes to the same values wherever a row is cut from it, up to the rounding
+of the type, and a constant block decodes to its constant within the rounding of one float16 scale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,7 @@ from powerinfer_py.gguf.types import BLOCK_LAYOUTS, GGMLType, row_bytes
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+Places = npt.NDArray[np.int64]
 
 FLOAT_TYPES = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
 # Constants and features are laid out in groups of this many weights where the type itself has no blocks.
@@ -52,7 +52,12 @@ def _pack_pairs(q: Bytes, d: npt.NDArray[np.float16], centre: float) -> list[Byt
     pairs = (q & 15).reshape(-1, 4, 2, 32)
     dmin = (d.astype(np.float32) * centre).astype(np.float16)
     scales = np.broadcast_to(_UNIT_SCALES, (len(q), 12))
-    return [_half_bytes(d), _half_bytes(dmin), scales, (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(len(q), 128)]
+    return [
+        _half_bytes(d),
+        _half_bytes(dmin),
+        scales,
+        np.uint8(pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(len(q), 128),
+    ]
 
 
 def _pack_q4_k(q: Bytes, d: npt.NDArray[np.float16]) -> Bytes:
@@ -116,7 +121,7 @@ def _encode_flat(values: Floats, flat: FlatKQuant) -> Bytes:
     return flat.pack(q.astype(np.uint8), d).reshape(len(values), -1)
 
 
-def constant_groups(values: Floats, ggml_type: GGMLType) -> Bytes:
+def constant_groups(values: npt.NDArray[np.floating], ggml_type: GGMLType) -> Bytes:
     """One group a row, all its weights equal to `values` (n): (n, bytes of a group)."""
     n = group_size(ggml_type)
     if ggml_type in FLOAT_TYPES:
@@ -137,8 +142,8 @@ def constant_groups(values: Floats, ggml_type: GGMLType) -> Bytes:
 class Pool:
     """Gaussian values of standard deviation 1, from which rows are cut at multiples of `unit` weights.
 
-    Rows cut at different places are as good as independent, so a pool of a few million values makes a matrix of any size
-    at the speed of copying memory.
+    Rows cut at different places are as good as independent, so a pool of a few million values makes a matrix of any
+    size at the speed of copying memory. A place is a number of weights from the start of the pool.
     """
 
     values: Floats
@@ -150,15 +155,18 @@ class Pool:
         """`n_units * unit` values."""
         return cls(rng.standard_normal(n_units * unit, dtype=np.float32), unit)
 
-    def places(self, rng: np.random.Generator, n: int, cols: int) -> npt.NDArray[np.int64]:
+    def places(self, rng: np.random.Generator, n: int, cols: int) -> Places:
         """`n` random places at which rows of `cols` weights can be cut."""
-        return rng.integers(0, (len(self.values) - cols) // self.unit + 1, n)
+        return rng.integers(0, (len(self.values) - cols) // self.unit + 1, n) * self.unit
 
-    def rows(self, places: npt.NDArray[np.int64], cols: int, ggml_type: GGMLType, scale: float) -> Bytes:
+    def rows(self, places: Places, cols: int, ggml_type: GGMLType, scale: float) -> Bytes:
         """The rows of `cols` weights at `places` times `scale`, encoded: (n, row_bytes)."""
-        return _windows(self.encoded(ggml_type, scale), places, row_bytes(ggml_type, self.unit), row_bytes(ggml_type, cols))
+        n_weights, n_bytes = BLOCK_LAYOUTS[ggml_type]
+        data = self.encoded(ggml_type, scale)
+        windows = np.lib.stride_tricks.sliding_window_view(data, row_bytes(ggml_type, cols))[::n_bytes]
+        return windows[places // n_weights]
 
-    def decoded_rows(self, places: npt.NDArray[np.int64], cols: int, ggml_type: GGMLType, scale: float) -> Floats:
+    def decoded_rows(self, places: Places, cols: int, ggml_type: GGMLType, scale: float) -> Floats:
         """What an engine reads in `rows`: float32 (n, cols)."""
         data = self.rows(places, cols, ggml_type, scale)
         return dequantize(data.reshape(-1), ggml_type, len(places), cols)
@@ -167,11 +175,6 @@ class Pool:
         """The whole pool times `scale`."""
         key = (ggml_type, scale)
         if key not in self._encoded:
-            units = (self.values * np.float32(scale)).reshape(-1, self.unit)
-            self._encoded[key] = encode(units, ggml_type).reshape(-1)
+            blocks = (self.values * np.float32(scale)).reshape(-1, group_size(ggml_type))
+            self._encoded[key] = encode(blocks, ggml_type).reshape(-1)
         return self._encoded[key]
-
-
-def _windows(data: Bytes, places: npt.NDArray[np.int64], unit_bytes: int, n_bytes: int) -> Bytes:
-    view: npt.NDArray[Any] = np.lib.stride_tricks.sliding_window_view(data, n_bytes)[::unit_bytes]
-    return np.ascontiguousarray(view[places])

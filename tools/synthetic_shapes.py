@@ -22,7 +22,7 @@ LAYER_NORM = ("falcon", "opt")
 
 @dataclass(frozen=True)
 class Shape:
-    """Dimensions of a model. rank: of the predictors. active: share of neurons that fire, where nobody says otherwise."""
+    """Dimensions of a model. rank: of the predictors. active: share of neurons that fire, by default."""
 
     architecture: str
     n_layer: int
@@ -58,7 +58,7 @@ SHAPES = {
     "relullama-70b": Shape("llama", 80, 8192, 28672, 64, 8, 32000),
     "prosparse-7b": Shape("llama", 32, 4096, 11008, 32, 32, 32000, active=0.11),
     "prosparse-13b": Shape("llama", 40, 5120, 13824, 40, 40, 32000, active=0.12),
-    "bamboo-7b": Shape("bamboo", 32, 4096, 14336, 32, 8, 32000, rope_base=10000.0),
+    "bamboo-7b": Shape("bamboo", 32, 4096, 14336, 32, 8, 32000),
     "falcon-40b": Shape("falcon", 60, 8192, 32768, 128, 8, 65024, n_ctx=2048, active=0.05),
     "opt-6.7b": Shape("opt", 32, 4096, 16384, 32, 32, 50272, n_ctx=2048, active=0.05),
     "opt-30b": Shape("opt", 48, 7168, 28672, 56, 56, 50272, n_ctx=2048, active=0.05),
@@ -83,8 +83,8 @@ def bias_shapes(shape: Shape, down: str) -> dict[str, int]:
     """Biases of a layer besides those of norms; all are zero in made-up models, but they are read."""
     if shape.architecture != "opt":
         return {}
-    attention = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), shape.n_embd)
-    return {**attention, "ffn_up": shape.n_ff, down: shape.n_embd}
+    attention = {name: rows for name, (rows, _) in attention_shapes(shape).items()}
+    return {**attention, "attn_output": shape.n_embd, "ffn_up": shape.n_ff, down: shape.n_embd}
 
 
 _FILE_TYPES = {

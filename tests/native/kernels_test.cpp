@@ -1,0 +1,291 @@
+// Every operation and both blocks of a layer, without Python: weight types x instruction sets x numbers of threads x
+// concurrent callers, on random data. For sanitizers above all; what the results must be is tested from Python.
+//
+// A run's results must have the same bits for any number of threads, beside another caller, and each of a thousand
+// times. Exit status 0, or 1 with the reason.
+#include <algorithm>
+#include <thread>
+
+#include "random_model.hpp"
+
+namespace native_test {
+
+namespace {
+
+constexpr int64_t kEmbd = 256, kFf = 512, kHead = 4, kHeadKv = 2, kHeadDim = 64, kSlots = 2, kCtx = 24;
+constexpr int64_t kMaxTokens = 9;
+constexpr int64_t kManyTokens = 66, kFewRows = 21;  // more than a block of tokens, fewer than an item of rows
+constexpr int kThreads = 4;
+constexpr int kRuns = 1000;
+
+// One layer in one weight type, with inputs for at most kMaxTokens tokens.
+struct Model {
+    explicit Model(const Layout& layout, uint64_t seed)
+        : random(seed), q(layout, kHead * kHeadDim, kEmbd, random), k(layout, kHeadKv * kHeadDim, kEmbd, random),
+          v(layout, kHeadKv * kHeadDim, kEmbd, random), output(layout, kEmbd, kHead * kHeadDim, random),
+          gate(layout, kFf, kEmbd, random), up(layout, kFf, kEmbd, random), down_t(layout, kFf, kEmbd, random),
+          down(layout, kEmbd, kFf, random), fc1(layout, kEmbd, kEmbd, random), fc2(layout, kFf, kEmbd, random),
+          few_rows(layout, kFewRows, kEmbd, random), x(floats(random, kManyTokens * kEmbd)),
+          bias(floats(random, kFf)), norm(floats(random, kEmbd)), cos(floats(random, kCtx * kHeadDim / 2)),
+          sin(floats(random, kCtx * kHeadDim / 2)), mask(mask_of(random, kMaxTokens * kFf, 0.15f)),
+          coefficients(floats(random, kMaxTokens * kFf)) {
+        for (size_t i = 0; i < coefficients.size(); i++) coefficients[i] *= mask[i];
+        for (int64_t t = 0; t < kMaxTokens; t++) {
+            slots.push_back(t % kSlots);
+            positions.push_back(t / kSlots + 7);
+            ids.push_back(static_cast<int64_t>(random.next() % kFf));
+        }
+    }
+
+    Random random;
+    Weights q, k, v, output, gate, up, down_t, down, fc1, fc2, few_rows;
+    std::vector<float> x, bias, norm, cos, sin;
+    std::vector<uint8_t> mask;
+    std::vector<float> coefficients;
+    std::vector<int64_t> slots, positions, ids;
+};
+
+void run_linear(const WeightMatrix& matrix, const float* x, const Model& model, const uint8_t* mask, int64_t n_tokens,
+                Executor& executor, Results& results) {
+    Output<float> y(n_tokens * matrix.rows);
+    const int64_t count = linear({matrix, x, model.bias.data(), mask, y.data(), n_tokens}, executor);
+    int64_t wanted = n_tokens * matrix.rows;
+    if (mask) {
+        wanted = 0;
+        for (int64_t i = 0; i < n_tokens * matrix.rows; i++) wanted += mask[i];
+    }
+    if (count != wanted) fail("linear counted " + std::to_string(count) + " products of " + std::to_string(wanted));
+    y.close(results);
+}
+
+void run_products(const Model& model, int64_t n_tokens, Executor& executor, Results& results) {
+    run_linear(model.up.matrix, model.x.data(), model, nullptr, n_tokens, executor, results);
+    run_linear(model.up.matrix, model.x.data(), model, model.mask.data(), n_tokens, executor, results);
+    for (const bool all_rows : {false, true}) {
+        Output<float> y(n_tokens * kEmbd);
+        const AccumulateJob job{model.down_t.matrix, model.coefficients.data(), model.bias.data(), y.data(), n_tokens,
+                                all_rows};
+        results.add_count(accumulate_rows(job, executor));
+        y.close(results);
+    }
+    Output<float> looked_up(n_tokens * kEmbd);
+    rows({model.up.matrix, model.ids.data(), looked_up.data(), n_tokens}, executor);
+    looked_up.close(results);
+    if (!packed_form(model.up.matrix).packed) return;
+    const Weights packed = Weights::packed(model.up, executor);
+    results.add(packed.matrix.data, packed.matrix.rows * packed.matrix.row_bytes);
+    run_linear(packed.matrix, model.x.data(), model, nullptr, n_tokens, executor, results);
+    run_linear(packed.matrix, model.x.data(), model, model.mask.data(), n_tokens, executor, results);
+}
+
+void run_token_wise(const Model& model, int64_t n_tokens, Executor& executor, Results& results) {
+    for (const bool subtract_mean : {false, true}) {
+        Output<float> y(n_tokens * kEmbd);
+        norm({model.x.data(), model.norm.data(), subtract_mean ? model.bias.data() : nullptr, y.data(), n_tokens, kEmbd,
+              1e-5f, subtract_mean},
+             executor);
+        y.close(results);
+    }
+    for (const bool halves : {false, true}) {
+        Output<float> y(n_tokens * kEmbd);
+        rope({model.x.data(), model.positions.data(), model.cos.data(), model.sin.data(), y.data(), n_tokens, kHead,
+              kHeadDim, kHeadDim / 2, halves},
+             executor);
+        y.close(results);
+    }
+}
+
+// A cache whose first positions hold something for every token to see.
+struct Cache {
+    Cache() : keys(kSlots * kHeadKv * kCtx * kHeadDim), values(kSlots * kHeadKv * kCtx * kHeadDim) {
+        for (int64_t i = 0; i < kSlots * kHeadKv * kCtx * kHeadDim; i++) {
+            keys.data()[i] = static_cast<uint16_t>(0x2c00 + i % 1024);
+            values.data()[i] = static_cast<uint16_t>(0xb000 + i % 512);
+        }
+    }
+    void close(Results& results) {
+        keys.close(results);
+        values.close(results);
+    }
+    Output<uint16_t> keys, values;
+};
+
+void run_attention(const Model& model, int64_t n_tokens, Executor& executor, Results& results) {
+    Cache cache;
+    Output<float> y(n_tokens * kEmbd);
+    attention({model.x.data(), model.x.data() + kEmbd, model.x.data() + 2 * kEmbd, cache.keys.data(),
+               cache.values.data(), model.slots.data(), model.positions.data(), y.data(), n_tokens, kHead, kHeadKv, kCtx,
+               kHeadDim, kHeadDim, 0.125f},
+              executor);
+    y.close(results);
+    cache.close(results);
+}
+
+void run_attention_block(const Model& model, int64_t n_tokens, bool packs, Executor& executor, Results& results) {
+    std::vector<Weights> packed;
+    packed.reserve(4);
+    const auto linear_of = [&](const Weights& stored, const float* bias) -> Linear {
+        if (!packs) return {stored.matrix, bias};
+        packed.push_back(Weights::packed(stored, executor));
+        return {packed.back().matrix, bias};
+    };
+    AttentionBlockJob job{};
+    job.norm = {model.norm.data(), nullptr, 1e-5f, false};
+    job.q = linear_of(model.q, model.bias.data());
+    job.k = linear_of(model.k, nullptr);
+    job.v = linear_of(model.v, nullptr);
+    job.output = linear_of(model.output, model.bias.data());
+    job.n_embd = kEmbd;
+    job.n_head = kHead;
+    job.n_head_kv = kHeadKv;
+    job.head_dim = job.head_dim_v = kHeadDim;
+    job.scale = 0.125f;
+    Cache cache;
+    Output<float> y(n_tokens * kEmbd);
+    const AttentionStep step{model.x.data(), model.x.data(), y.data(), cache.keys.data(), cache.values.data(),
+                             model.slots.data(), model.positions.data(), model.cos.data(), model.sin.data(), n_tokens,
+                             kCtx, kHeadDim, true};
+    attention_block(job, step, executor);
+    y.close(results);
+    cache.close(results);
+}
+
+// The kinds of FFN: what is absent, what decides, what is read.
+struct FeedForwardCase {
+    Activation activation;
+    bool gated, predicts, dense, down_is_transposed;
+};
+constexpr FeedForwardCase kFeedForwardCases[] = {
+    {Activation::relu, true, true, false, true},   {Activation::drelu, true, true, false, true},
+    {Activation::relu2, false, true, false, true}, {Activation::fatrelu, true, false, false, true},
+    {Activation::silu, true, false, true, false},
+};
+
+void run_feed_forward(const Model& model, const FeedForwardCase& kind, int64_t n_tokens, bool packs,
+                      Executor& executor, Results& results) {
+    std::vector<Weights> packed;
+    packed.reserve(3);
+    const auto matrix_of = [&](const Weights& stored) {
+        if (!packs) return stored.matrix;
+        packed.push_back(Weights::packed(stored, executor));
+        return packed.back().matrix;
+    };
+    FeedForwardBlockJob job{};
+    job.norm = {model.norm.data(), model.bias.data(), 1e-5f, true};
+    if (kind.gated) job.gate = {matrix_of(model.gate), nullptr};
+    job.up = {matrix_of(model.up), model.bias.data()};
+    job.down = {kind.down_is_transposed ? model.down_t.matrix : matrix_of(model.down), model.bias.data()};
+    if (kind.predicts) {
+        job.fc1 = model.fc1.matrix;
+        job.fc2 = model.fc2.matrix;
+    }
+    job.down_is_transposed = kind.down_is_transposed;
+    job.dense = kind.dense;
+    job.activation = kind.activation;
+    job.fatrelu_threshold = 0.1f;
+    job.n_embd = kEmbd;
+    job.n_ff = kFf;
+    Output<float> y(n_tokens * kEmbd);
+    Output<uint8_t> predicted(n_tokens * kFf), fired(n_tokens * kFf);
+    const FeedForwardStep step{model.x.data(), model.x.data(), y.data(), kind.predicts ? predicted.data() : nullptr,
+                               fired.data(), n_tokens};
+    const FeedForwardCounts counts = feed_forward_block(job, step, executor);
+    for (const int64_t count : {counts.gate, counts.up, counts.down, counts.fired}) results.add_count(count);
+    if (counts.fired == 0) fail("no neuron fired, so that nothing was tested");
+    y.close(results);
+    predicted.close(results);
+    fired.close(results);
+}
+
+Results run_everything(const Model& model, Executor& executor) {
+    Results results;
+    run_linear(model.few_rows.matrix, model.x.data(), model, nullptr, kManyTokens, executor, results);
+    for (const int64_t n_tokens : {int64_t{0}, int64_t{1}, int64_t{3}, kMaxTokens}) {
+        run_products(model, n_tokens, executor, results);
+        run_token_wise(model, n_tokens, executor, results);
+        run_attention(model, n_tokens, executor, results);
+        if (n_tokens == 0) continue;
+        for (const bool packs : {false, true}) {
+            if (packs && !packed_form(model.up.matrix).packed) continue;
+            run_attention_block(model, n_tokens, packs, executor, results);
+            for (const FeedForwardCase& kind : kFeedForwardCases)
+                run_feed_forward(model, kind, n_tokens, packs, executor, results);
+        }
+    }
+    return results;
+}
+
+void require_equal(const Results& a, const Results& b, const std::string& what) {
+    if (a != b) fail(what + ": the results differ");
+}
+
+// Two callers at once over one executor, which take turns, or over one each.
+void run_callers(const Model& model, Executor& first, Executor& second, const Results& expected,
+                 const std::string& what) {
+    Results other;
+    std::thread caller([&] { other = run_everything(model, second); });
+    const Results own = run_everything(model, first);
+    caller.join();
+    require_equal(expected, own, what + ", caller 1");
+    require_equal(expected, other, what + ", caller 2");
+}
+
+void test_type(const KernelTable& table, const Layout& layout) {
+    const std::string what = std::string(table.name) + " " + layout.name;
+    const Model model(layout, 7 + static_cast<uint64_t>(layout.type));
+    Executor alone(table, 1), four(table, kThreads), others(table, kThreads);
+    const Results expected = run_everything(model, alone);
+    require_equal(expected, run_everything(model, four), what + ", four threads");
+    run_callers(model, four, four, expected, what + ", two callers of one executor");
+    run_callers(model, four, others, expected, what + ", two executors");
+}
+
+// Just enough work for the threads to be woken, again and again.
+void test_many_runs(const KernelTable& table) {
+    const Model model(layouts()[3], 3);
+    Executor executor(table, kThreads);
+    const auto run = [&] {
+        Results results;
+        run_linear(model.up.matrix, model.x.data(), model, model.mask.data(), 1, executor, results);
+        run_feed_forward(model, kFeedForwardCases[0], 1, false, executor, results);
+        return results;
+    };
+    const Results expected = run();
+    for (int i = 0; i < kRuns; i++) require_equal(expected, run(), std::string(table.name) + ", run after run");
+}
+
+// Pools that are opened and closed with and without work done.
+void test_pools() {
+    for (int n_threads = 1; n_threads <= 8; n_threads++) {
+        const ThreadPool idle(n_threads);
+        ThreadPool pool(n_threads);
+        std::vector<int> done(1000, 0);
+        pool.run(1000, [&](int64_t item, int) { done[static_cast<size_t>(item)]++; });
+        for (const int times : done)
+            if (times != 1) fail("an item ran " + std::to_string(times) + " times");
+    }
+}
+
+}  // namespace
+
+}  // namespace native_test
+
+// Arguments: names of the weight types to run, none for all.
+int main(int argc, char** argv) {
+    using namespace native_test;
+    const std::vector<std::string> names(argv + 1, argv + argc);
+    std::vector<Layout> chosen;
+    for (const Layout& layout : layouts())
+        if (names.empty() || std::find(names.begin(), names.end(), layout.name) != names.end())
+            chosen.push_back(layout);
+    if (chosen.size() < names.size()) fail("there is no such weight type, or one was named twice");
+    const AvailableKernels available = available_kernels();
+    test_pools();
+    for (int i = 0; i < available.n; i++) {
+        for (const Layout& layout : chosen) test_type(*available.tables[i], layout);
+        test_many_runs(*available.tables[i]);
+        std::printf("%s: %zu weight types\n", available.tables[i]->name, chosen.size());
+        std::fflush(stdout);
+    }
+    return 0;
+}

@@ -1,0 +1,174 @@
+"""The comparison of engines: ours really run, the peers played by scripts that say what a peer would say."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from powerinfer_py import LLM
+from powerinfer_py.gguf import open_gguf
+
+ROOT = Path(__file__).parent.parent.parent
+FIXTURE = ROOT / "tests/fixtures/relu-llama.q4.powerinfer.gguf"
+DENSE = ROOT / "tests/fixtures/llama_cpp/llama.gguf"
+POWERINFER_LOG = """\
+llama_print_timings:        load time =     251.37 ms
+llama_print_timings:      sample time =       3.08 ms /    24 runs   (    0.13 ms per token,  7782.10 tokens per second)
+llama_print_timings: prompt eval time =    1130.06 ms /    17 tokens (   66.47 ms per token,    15.04 tokens per second)
+llama_print_timings:        eval time =    2057.00 ms /    23 runs   (   89.43 ms per token,    11.18 tokens per second)
+llama_print_timings:       total time =   13197.77 ms
+"""
+
+
+@pytest.fixture(autouse=True)
+def tools_in_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+
+
+def tool(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def script(path: Path, body: str) -> Path:
+    path.write_text(f"#!{sys.executable}\nimport json, sys\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_powerinfer_timings() -> None:
+    found = tool("peer_powerinfer").timings(POWERINFER_LOG)
+    assert found == {"prompt eval": (17, pytest.approx(1.13006)), "eval": (23, pytest.approx(2.057))}
+    with pytest.raises(ValueError, match="no timings of eval"):
+        tool("peer_powerinfer").timings(POWERINFER_LOG.replace(" eval time =    2057", ""))
+
+
+def test_powerinfer_is_asked_for_what_is_timed(tmp_path: Path) -> None:
+    arguments = tmp_path / "arguments"
+    body = (
+        f"open({str(arguments)!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\nsys.stderr.write({POWERINFER_LOG!r})"
+    )
+    binary = script(tmp_path / "main", body)
+    options = SimpleNamespace(binary=str(binary), model="m.gguf", threads=3, n=22, prompt=100)
+    result = tool("peer_powerinfer").measure(options)
+    assert result["decode_tokens_per_s"] == pytest.approx(23 / 2.057)
+    assert result["prompt_tokens_per_s"] == pytest.approx(17 / 1.13006)
+    decode, prompt = (json.loads(line) for line in arguments.read_text().splitlines())
+    for command in (decode, prompt):
+        assert command[command.index("-t") + 1] == "3"
+        assert "--ignore-eos" in command
+    assert decode[decode.index("-n") + 1] == "23"
+    assert len(decode[-1]) < len(prompt[-1])
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    def samples(*rates: float) -> list[dict[str, float | None]]:
+        return [{"decode_tokens_per_s": rate, "prompt_tokens_per_s": None} for rate in rates]
+
+    ratios = tool("compare_peers").compare(
+        {"ours predictor": samples(2, 9, 40), "PowerInfer": samples(1, 3, 10), "ours dense": samples(1, 1, 1)}
+    )
+    assert ratios == [
+        {"ours": "ours predictor", "peer": "PowerInfer", "what": "decode", "median": 3.0, "min": 2.0, "max": 4.0}
+    ]
+
+
+def test_bytes_per_token() -> None:
+    ours = tool("peer_this_package")
+    with LLM(FIXTURE, sparsity="predictor", threads=1) as llm, open_gguf(FIXTURE) as file:
+        llm.logits([300, 400, 500])
+        activity = llm.engine.activity
+        read = ours.bytes_per_token(file, activity, predictors_run=True)
+        assert 0 < activity.share_of_rows < 1
+        sizes = {name: info.n_bytes for name, info in file.tensors.items()}
+    ffn = sum(size for name, size in sizes.items() if "ffn_" in name and "norm" not in name)
+    # Gate, up and down have the same size and type, so the mean share of rows is the share of bytes.
+    assert read["ffn"] == pytest.approx(ffn * activity.share_of_rows)
+    assert read["predictor"] == sum(size for name, size in sizes.items() if ".fc" in name)
+    embedding_row = sizes["token_embd.weight"] / llm.config.n_vocab
+    assert read["head"] == sizes["output.weight"] + sizes["output_norm.weight"] + embedding_row
+    assert sum(read.values()) == pytest.approx(
+        sum(sizes.values()) - ffn * (1 - activity.share_of_rows) - sizes["token_embd.weight"] + embedding_row
+    )
+
+
+def test_run_with_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare = tool("compare_peers")
+    rates = {"decode_tokens_per_s": 1.0, "prompt_tokens_per_s": 2.0}
+    llama = script(tmp_path / "python", f"print(json.dumps({rates!r}))")
+    main = script(tmp_path / "main", f"sys.stderr.write({POWERINFER_LOG!r})")
+    output = tmp_path / "result.json"
+    arguments = ["--model", FIXTURE, "--dense-twin", DENSE, "--llama-cpp-python", llama, "--powerinfer", main]
+    arguments += [
+        "--prompt",
+        20,
+        "--n",
+        4,
+        "--repeats",
+        1,
+        "--wait-idle",
+        0,
+        "--retries",
+        0,
+        "--probe-mib",
+        1,
+        "--json",
+        output,
+    ]
+    assert compare.main(list(map(str, arguments))) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    written = json.loads(output.read_text())
+    assert {"machine", "commit", "command", "summary", "ratios", "samples", "disturbed"} == set(written)
+    assert result == {name: written[name] for name in result}
+    assert set(result["summary"]) == {"ours predictor", "PowerInfer", "ours dense", "llama.cpp dense", "read bandwidth"}
+    ours = written["samples"]["ours predictor"][0]
+    assert 0 < ours["share_computed"] < 1
+    decode = next(ratio for ratio in result["ratios"] if ratio["what"] == "decode" and ratio["peer"] == "PowerInfer")
+    assert decode["median"] == pytest.approx(ours["decode_tokens_per_s"] / (23 / 2.057))
+    bandwidth = result["summary"]["read bandwidth"]["gb_per_s"]["median"]
+    assert result["summary"]["ours dense"]["share_of_bandwidth"] == pytest.approx(
+        written["samples"]["ours dense"][0]["gb_per_s"] / bandwidth
+    )
+
+
+def test_disturbed_samples_are_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    compare = tool("compare_peers")
+    busy = iter([0.5, 0.0, 0.7, 0.8])
+    monkeypatch.setattr(compare, "run_sample", lambda _engine: {"cores_used_by_others": next(busy)})
+    options = SimpleNamespace(repeats=2, retries=1, wait_idle=0)
+    samples, disturbed = compare.run_rounds([compare.Engine("ours", ())], options)
+    assert [sample["cores_used_by_others"] for sample in samples["ours"]] == [0.0, 0.8]
+    assert [sample["cores_used_by_others"] for sample in disturbed["ours"]] == [0.5, 0.7]
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="processor time of others is read from /proc/stat")
+def test_work_of_others_is_told_from_our_own() -> None:
+    compare = tool("compare_peers")
+    spin = "import time\nwhile time.process_time() < 0.5: pass\nprint('{}')"
+    before, own = compare._busy_s(), compare._children_s()
+    sample = compare.run_sample(compare.Engine("spin", (sys.executable, "-c", spin)))
+    assert compare._children_s() - own >= 0.5
+    assert compare._busy_s() - before >= 0.4
+    # Whatever else runs on this machine, the half second of our own is not counted as theirs.
+    assert sample["cores_used_by_others"] <= (os.cpu_count() or 1) - 0.4 / sample["elapsed_s"]
+
+
+def test_failures_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare = tool("compare_peers")
+    assert compare.main([]) == 1
+    assert "name a model" in capsys.readouterr().err
+    assert compare.main(["--model", str(FIXTURE), "--repeats", "0"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert compare.main(["--model", str(tmp_path / "none.gguf"), "--wait-idle", "0", "--repeats", "1"]) == 1
+    assert "ours predictor failed" in capsys.readouterr().err
+
+
+def test_bandwidth_probe_adds_everything_up() -> None:
+    rates = tool("peer_machine").read_bandwidth(2, 1 << 20)
+    assert len(rates) == tool("peer_machine").PASSES
+    assert min(rates) > 0
