@@ -2,7 +2,8 @@
 
 Tensors are torch CPU tensors: float32 and contiguous unless stated otherwise. T is the number of tokens of a forward,
 which may belong to several sequences. Every result row depends on its own token alone, bit for bit: a token gives the
-same result alone, inside a prompt, or in a batch, and for any number of threads.
+same result alone, inside a prompt, or in a batch, and for any number of threads. `reference`, which serves
+where nothing could be compiled, promises that to rounding only.
 """
 
 from __future__ import annotations
