@@ -160,7 +160,8 @@ class LLM:
         prompts: one text, or a sequence of texts or of token-id sequences. Prompts and completions run together as far
         as `max_batch` allows. on_text(prompt_index, completion_index, piece) hears the text as it comes. cancel: set it
         from another thread to end everything where it stands. keep: leading prompt tokens that survive when a full
-        context drops half of the rest and goes on (-1 for the whole prompt); with 0 a full context ends the text.
+        context drops half of the rest and goes on (-1 for the whole prompt, at most half of the context); with 0 a
+        full context ends the text.
         """
         params = params or SamplingParams()
         batch: Sequence[PromptLike] = [prompts] if isinstance(prompts, str) else prompts

@@ -107,6 +107,8 @@ class Engine:
         if self.config.rope is not None and source.has("rope_freqs.weight"):
             factors = source.vector("rope_freqs.weight", self.config.rope.n_rot // 2)
         source.refuse_unused(self.layers, self.config.n_layer)
+        if source.unpacked_reason is not None:
+            self.notices.append(f"weights stay in the file's order, which is slower: {source.unpacked_reason}")
         if source.transposed_bytes:
             self.notices.append(
                 f"down projections were transposed at load ({source.transposed_bytes / 2**20:.0f} MiB): sparse modes "

@@ -16,7 +16,7 @@ from powerinfer_py.config import RuntimeOptions
 from powerinfer_py.errors import ModelError, UnsupportedError
 from powerinfer_py.gguf import GGUFFile, TensorInfo
 from powerinfer_py.gguf.quants import dequantize
-from powerinfer_py.gguf.types import WEIGHT_TYPES, GGMLType
+from powerinfer_py.gguf.types import BLOCK_LAYOUTS, WEIGHT_TYPES, GGMLType
 from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.kernels.matrix import Matrix
@@ -41,7 +41,8 @@ class FileWeights:
         self._options = options
         self._asked: set[str] = set()
         self._tables: dict[str, Matrix] = {}
-        self._packs = options.repack and fits_in_memory(file.n_bytes)
+        self.unpacked_reason = _unpacked_reason(file, options)
+        self._packs = options.repack and self.unpacked_reason is None
         self.transposed_bytes = 0
 
     def has(self, name: str) -> bool:
@@ -130,3 +131,15 @@ class FileWeights:
         if self._options.use_mlock:
             lock_in_memory(data)
         return data
+
+
+def _unpacked_reason(file: GGUFFile, options: RuntimeOptions) -> str | None:
+    """Why quantised weights stay in the file's order although nobody asked for that; None where they do not."""
+    is_quantised = any(BLOCK_LAYOUTS[info.ggml_type].n_weights > 1 for info in file.tensors.values())
+    if not (options.repack and is_quantised):
+        return None
+    if options.use_mlock:
+        return "memory locking pins the file's own pages"
+    if not fits_in_memory(file.n_bytes):
+        return f"a packed copy of {file.n_bytes / 2**30:.1f} GiB does not fit the available memory"
+    return None
