@@ -98,6 +98,15 @@ def test_sets_share_no_chapter_and_lose_none(books: list[Path]) -> None:
     assert module.read_corpus(books[:1]).of("train") == dealt["train"][: len(dealt["train"]) // 2]
 
 
+def test_the_calibration_text_that_ships_is_kept_from_training() -> None:
+    module = tool("demo_corpus")
+    shipped = TOOLS.parent / "powerinfer_py" / "profiler" / "calibration" / "persuasion.txt"
+    chapters = module.split_chapters("persuasion", shipped.read_text())
+    assert len(chapters) == module.SHIPPED_CALIBRATION["persuasion"]
+    assert {chapter.set_name for chapter in chapters} == {"calibration"}
+    assert module.Chapter("persuasion", len(chapters), ()).set_name == "train"
+
+
 def test_openings_read_as_the_rest_of_the_chapter(books: list[Path], tmp_path: Path) -> None:
     corpus = tool("demo_corpus").read_corpus(books)
     module = tool("demo_tokenizer")
