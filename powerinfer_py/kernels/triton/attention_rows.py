@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from powerinfer_py.kernels.triton import launch
-from powerinfer_py.kernels.triton.cache_tiles import load_cache_rows, require_cache
+from powerinfer_py.kernels.triton.cache_tiles import load_cache_rows, require_cache, row_start
 from powerinfer_py.kernels.triton.device_rows import Allocate
 
 # With 32 heads of 128 float16: 64 KB a program, 32 programs a chunk; a context of 1,024 fills 132 multiprocessors.
@@ -54,7 +54,7 @@ def chunk_kernel(
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     chunk = tl.program_id(2)
-    position = tl.load(positions + token)
+    position = tl.load(positions + token).to(tl.int32)
     slot = tl.load(slots + token)
     if (chunk * CHUNK > position) | (position >= n_ctx) | (slot < 0) | (slot >= n_slots):
         return
@@ -62,20 +62,21 @@ def chunk_kernel(
     at_v = tl.arange(0, WIDTH_V)
     query = tl.load(q + (token * HEADS + head) * DIM + at, mask=at < DIM, other=0.0)
     first_row = (slot * KV_HEADS + head // (HEADS // KV_HEADS)) * n_ctx
+    k_cache = row_start(k_cache, first_row, DIM, K_TYPE)
+    v_cache = row_start(v_cache, first_row, DIM_V, V_TYPE)
     largest = float("-inf")
     weight = 0.0
     total = tl.zeros((WIDTH_V,), tl.float32)
     for start in tl.range(0, CHUNK, TILE, num_stages=STAGES):
         place = chunk * CHUNK + start + tl.arange(0, TILE)
         seen = place <= position
-        rows = first_row + place
-        keys = load_cache_rows(k_cache, rows, seen, at, DIM, K_TYPE).to(tl.float32)
+        keys = load_cache_rows(k_cache, place, seen, at, DIM, K_TYPE).to(tl.float32)
         scores = tl.where(seen, tl.sum(keys * query[None, :], axis=1) * scale, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(scores, axis=0))
         shrink = tl.exp(largest - new_largest)
         p = tl.where(seen, tl.exp(scores - new_largest), 0.0)
         # Rows that are not seen are not read: their values are 0.
-        values = load_cache_rows(v_cache, rows, seen, at_v, DIM_V, V_TYPE).to(tl.float32)
+        values = load_cache_rows(v_cache, place, seen, at_v, DIM_V, V_TYPE).to(tl.float32)
         total = total * shrink + tl.sum(p[:, None] * values, axis=0)
         weight = weight * shrink + tl.sum(p, axis=0)
         largest = new_largest
@@ -169,7 +170,7 @@ def attend_rows(
         WIDTH=max(16, launch.next_power_of_2(dim)),
         WIDTH_V=width_v,
         CHUNK=CHUNK,
-        TILE=_TILE,
+        TILE=CHUNK if q.device.type == "cpu" else _TILE,
         STAGES=2,
         K_TYPE=types[0],
         V_TYPE=types[1],

@@ -45,6 +45,14 @@ def activated(first, fired, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def count_program(counted, program, n_first, n_up, n_fired):
+    """A program's own numbers of first and up products and of fired neurons, side by side."""
+    tl.store(counted + program * 3, n_first)
+    tl.store(counted + program * 3 + 1, n_up)
+    tl.store(counted + program * 3 + 2, n_fired)
+
+
+@triton.jit
 def hidden_kernel(
     x,
     gate_values,
@@ -58,8 +66,7 @@ def hidden_kernel(
     mask,
     hidden,
     fired_out,
-    up_products,
-    n_fired,
+    counted,
     n,
     mask_stride,
     n_programs,
@@ -120,8 +127,9 @@ def hidden_kernel(
     tl.store(hidden + token * n + entry, value, mask=keep)
     if OBSERVED:
         tl.store(fired_out + token * n + rows, fired.to(tl.uint8), mask=keep)
-    tl.store(up_products + token * n_programs + program, up_rows)
-    tl.store(n_fired + token * n_programs + program, tl.sum(fired.to(tl.int32), axis=0))
+    count_program(
+        counted, token * n_programs + program, tl.sum(keep.to(tl.int32), axis=0), up_rows, tl.sum(fired.to(tl.int32), axis=0)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,12 +144,8 @@ class Neurons:
     fatrelu_threshold: float
 
 
-def row_program_neurons(neurons: Neurons, device: torch.device) -> int:
-    """Neurons of one program of `hidden_rows`, which counts are kept for."""
-    return _config(neurons, device).rows
-
-
-def _config(neurons: Neurons, device: torch.device) -> launch.RowConfig:
+def row_config_of(neurons: Neurons, device: torch.device) -> launch.RowConfig:
+    """How `hidden_rows` runs; `rows` neurons are a program's, which numbers are counted for."""
     storages = [m.storage for m in (neurons.gate, neurons.up) if m is not None]
     # Matrices of two storages share the shorter step.
     configs = [launch.row_config("hidden", s, neurons.up.rows, neurons.up.cols, device) for s in storages]
@@ -152,8 +156,7 @@ def hidden_rows(
     neurons: Neurons,
     x: Tensor,
     hidden: Tensor,
-    up_products: Tensor,
-    n_fired: Tensor,
+    counted: Tensor,
     *,
     lists: tuple[Tensor, Tensor] | None,
     mask: Tensor | None,
@@ -164,21 +167,20 @@ def hidden_rows(
 
     x: (T, n_embd). lists: ids int32 (T, n) and counts int32 (T), or None for every neuron. mask: bool (T, n) of neurons
     that may fire, None for those of the list. all_up: read up rows whether or not the gate fired.
-    up_products, n_fired: int32 (T, programs), one number a program that had something to do (`row_program_neurons`).
+    counted: int32 (T, programs, 3), first and up products and fired neurons of each program that had neurons.
     fired: bool (T, n), written at listed neurons alone.
     """
     n_tokens, n = x.shape[0], neurons.up.rows
     device = x.device
-    config = _config(neurons, device)
+    config = row_config_of(neurons, device)
     n_programs = launch.cdiv(n, config.rows)
     launch.require(x, "x", torch.float32, (n_tokens, neurons.up.cols), device)
     launch.require(hidden, "hidden", torch.float32, (n_tokens, n), device)
-    launch.require(up_products, "up_products", torch.int32, (n_tokens, n_programs), device)
-    launch.require(n_fired, "n_fired", torch.int32, (n_tokens, n_programs), device)
+    launch.require(counted, "counted", torch.int32, (n_tokens, n_programs, 3), device)
     launch.require_bias(neurons.gate_bias, n, device)
     launch.require_bias(neurons.up_bias, n, device)
     gate = neurons.gate
-    ids, counts = (up_products, up_products) if lists is None else lists
+    ids, counts = (counted, counted) if lists is None else lists
     launch.run(
         hidden_kernel,
         (n_tokens, n_programs),
@@ -196,8 +198,7 @@ def hidden_rows(
         mask=hidden if mask is None else mask.view(torch.uint8),
         hidden=hidden,
         fired_out=hidden if fired is None else fired.view(torch.uint8),
-        up_products=up_products,
-        n_fired=n_fired,
+        counted=counted,
         n=n,
         mask_stride=0 if mask is None else mask.stride(0),
         n_programs=n_programs,
