@@ -177,3 +177,11 @@ class CpuKernels:
 
         Returns gate, up and down products, neurons that fired, and seconds in the predictor.
         """
+
+    def feed_forward_part(
+        self, block: FeedForwardBlock, h: int, mask: int, y: int, fired: int, n_tokens: int, /
+    ) -> tuple[int, int, int, int]:
+        """h, y (n_tokens, n_embd); mask, fired (n_tokens, n_ff; bool) or 0. Gate, up and down products, and fired."""
+
+    def predict(self, fc1: Matrix, fc2: Matrix, x: int, threshold: float, n_tokens: int, mask: int, /) -> None:
+        """x (n_tokens, n_embd), mask (n_tokens, fc2.rows; bool)."""
