@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from powerinfer_py.config import RuntimeOptions
 from powerinfer_py.errors import DeviceError
+from powerinfer_py.runtime.hybrid.device import Device
 
 
-def device_notices(options: RuntimeOptions) -> list[str]:
-    """Lines that tell the user what became of GPU options. Raises DeviceError for a GPU number that does not exist."""
+def find_device(options: RuntimeOptions) -> tuple[Device | None, list[str]]:
+    """The device that the options want, and lines that tell the user what became of them.
+
+    Raises DeviceError for a GPU number that does not exist.
+    """
     asks_for_gpu = options.vram_budget not in (None, 0.0)
     if options.main_gpu is None and not asks_for_gpu and options.gpu_index is None:
-        return []
+        return None, []
     import torch
 
     n_devices = torch.cuda.device_count()
@@ -25,4 +29,4 @@ def device_notices(options: RuntimeOptions) -> list[str]:
         notices.append(f"VRAM budget: {reason}, so it has nothing to apply to; everything runs on the CPU")
     if options.gpu_index is not None:
         notices.append(f"GPU index: {reason}, so no neurons are placed by it")
-    return notices
+    return None, notices

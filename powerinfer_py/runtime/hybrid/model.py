@@ -1,0 +1,182 @@
+"""A model brought into place on two sides: what the engine holds where a device takes part.
+
+Order: the budget in bytes, the context, the prompt chunk, the placement in what is left, memory, weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from powerinfer_py.config import ModelConfig, RuntimeOptions, Sparsity
+from powerinfer_py.gguf import GGUFFile
+from powerinfer_py.kernels.interface import Kernels
+from powerinfer_py.kernels.matrix import RopeTable
+from powerinfer_py.models.architecture import Architecture
+from powerinfer_py.models.transformer import Step, embed
+from powerinfer_py.placement.budget import Ledger, budget_in_bytes
+from powerinfer_py.placement.placement import Placement
+from powerinfer_py.placement.sizes import ModelSizes, model_sizes
+from powerinfer_py.runtime.host_weights import FileWeights
+from powerinfer_py.runtime.hybrid.buffers import Buffers
+from powerinfer_py.runtime.hybrid.cold_side import ColdSide
+from powerinfer_py.runtime.hybrid.device import Device
+from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory, Region, take_tensor
+from powerinfer_py.runtime.hybrid.executor import HybridExecutor
+from powerinfer_py.runtime.hybrid.layers import DeviceLayer, HybridWeights, Loader
+from powerinfer_py.runtime.hybrid.reservations import (
+    FixedBytes,
+    Reserved,
+    choose_chunk,
+    reserve,
+    reserve_context,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class HybridPlan:
+    """Everything that is decided before a weight is moved."""
+
+    device: Device
+    sizes: ModelSizes
+    ledger: Ledger
+    fixed: FixedBytes
+    placement: Placement
+
+
+# Decides where things go: sizes, bytes for the fixed part, and what is left for the rest.
+Chooser = Callable[[ModelSizes, FixedBytes, int], Placement]
+
+
+def make_plan(
+    file: GGUFFile,
+    config: ModelConfig,
+    sparsity: Sparsity,
+    options: RuntimeOptions,
+    device: Device,
+    choose: Chooser,
+    *,
+    n_ctx: int,
+    n_slots: int,
+) -> HybridPlan | None:
+    """What goes where under `options.vram_budget`; None for a budget of 0.
+
+    choose: is given the sizes, the fixed bytes, and the bytes left for blocks, head and neurons. Raises BudgetError as
+    `budget_in_bytes` and `choose_chunk` do.
+    """
+    if options.vram_budget is None or options.vram_budget == 0:
+        return None
+    n_bytes = budget_in_bytes(options.vram_budget, device.memory)
+    sizes = model_sizes(
+        file,
+        config,
+        sparsity=sparsity,
+        n_ctx=n_ctx,
+        n_slots=n_slots,
+        cache_type_k=options.cache_type_k,
+        cache_type_v=options.cache_type_v,
+    )
+    context_bytes = device.context_bytes()
+    fixed = choose_chunk(sizes, options.batch_size, n_bytes, context_bytes)
+    ledger = Ledger(n_bytes)
+    reserve_context(ledger, context_bytes)
+    placement = choose(sizes, fixed, ledger.free_bytes - fixed.total)
+    return HybridPlan(device, sizes, ledger, fixed, placement)
+
+
+class HybridModel:
+    """The weights of `layers` on both sides and what runs them.
+
+    caches for keys and values are given out by `kv_source`, the rope table is brought up by `set_rope`.
+    """
+
+    def __init__(
+        self,
+        plan: HybridPlan,
+        architecture: Architecture,
+        config: ModelConfig,
+        sparsity: Sparsity,
+        layers: range,
+        host_file: FileWeights,
+        device_file: FileWeights,
+        host_kernels: Kernels,
+    ) -> None:
+        self.plan = plan
+        self.layers = layers
+        self._architecture = architecture
+        memory = DeviceMemory(plan.ledger, plan.device.allocate)
+        self._reserved: Reserved = reserve(memory, plan.sizes, plan.fixed, plan.placement, layers)
+        plan.device.open(plan.ledger.reserved_bytes - plan.ledger.used_bytes)
+        kernels = plan.device.make_kernels(memory.allocate)
+        loader = Loader(
+            architecture,
+            config,
+            sparsity,
+            host_file,
+            device_file,
+            host_kernels,
+            kernels,
+            memory,
+            self._reserved.weights,
+        )
+        self.weights: HybridWeights = loader.load(plan.placement, layers)
+        n_tokens = plan.fixed.n_tokens
+        is_split = any(isinstance(layer, DeviceLayer) and layer.cold is not None for layer in self.weights.layers)
+        self.executor = HybridExecutor(
+            config=config,
+            parallel=architecture.parallel,
+            layers=layers,
+            weights=self.weights,
+            device=plan.device,
+            kernels=kernels,
+            memory=memory,
+            buffers=Buffers(plan.device, self._reserved.activations, n_tokens, config.n_embd, len(plan.sizes.layers)),
+            cold_side=ColdSide(plan.device, self._reserved.staging, n_tokens, config.n_embd, config.n_ff)
+            if is_split
+            else None,
+        )
+        self.rope: RopeTable | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Most tokens of one forward."""
+        return self.plan.fixed.n_tokens
+
+    @property
+    def kv_regions(self) -> dict[int, Region]:
+        """Where keys and values of layers on the device lie, by the engine's own numbering of its layers."""
+        return {index - self.layers.start: region for index, region in self._reserved.kv.items()}
+
+    def forward(self, host_kernels: Kernels, hidden: Tensor | None, step: Step) -> Tensor:
+        """Logits or the residual stream on the CPU, see `HybridExecutor.forward`; hidden: None for the embedding."""
+        if hidden is None:
+            weights = self.weights
+            hidden = embed(host_kernels, self._architecture, weights.token_embd, weights.position_embd, step.batch)
+        return self.executor.forward(host_kernels, hidden, step, self.rope)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ledger as JSON values."""
+        return self.plan.ledger.to_dict()
+
+    def set_rope(self, table: RopeTable) -> None:
+        """Brings the table of the whole context to the device."""
+        import torch
+
+        def placed(values: Tensor) -> Tensor:
+            return take_tensor(self._reserved.tables, tuple(values.shape), torch.float32).copy_(values)
+
+        self.rope = RopeTable(placed(table.cos), placed(table.sin), table.halves)
+
+    def close(self) -> None:
+        """Ends the thread of the CPU's side."""
+        if self.executor.cold_side is not None:
+            self.executor.cold_side.close()
+
+
+def given(placement: Placement) -> Chooser:
+    """A chooser that has nothing to decide."""
+    return lambda _sizes, _fixed, _left: placement
