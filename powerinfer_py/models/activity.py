@@ -56,21 +56,22 @@ class Activity:
     def record(self, layer: int, neurons: int, result: FeedForwardResult) -> None:
         """Adds what one forward of `layer` computed of its `neurons` (tokens x n_ff)."""
         counts = (result.gate_products, result.up_products, result.down_products, result.n_fired)
-        self._add(layer, neurons, *counts)
+        self.record_counts(layer, neurons, counts)
         self.predictor_s += result.predictor_s
 
-    def record_on_device(self, layer: int, neurons: int, counts: Sequence[int]) -> None:
-        """Adds what a device computed of a layer: its gate, up and down products, and neurons that fired there."""
+    def record_counts(self, layer: int, neurons: int, counts: Sequence[int]) -> None:
+        """Adds gate, up and down products, and neurons that fired."""
         gate, up, down, fired = counts
-        self._add(layer, neurons, gate, up, down, fired)
-        self.on_device[layer] += gate + up + down
-
-    def _add(self, layer: int, neurons: int, gate: int, up: int, down: int, fired: int) -> None:
         self.neurons[layer] += neurons
         self.fired[layer] += fired
         self.down[layer] += down
         self.first[layer] += gate if self.gated else up
         self.second[layer] += up if self.gated else 0
+
+    def record_on_device(self, layer: int, neurons: int, counts: Sequence[int]) -> None:
+        """The same for what a device computed."""
+        self.record_counts(layer, neurons, counts)
+        self.on_device[layer] += sum(counts[:3])
 
     @property
     def share_on_device(self) -> float:

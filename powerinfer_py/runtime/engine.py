@@ -86,6 +86,8 @@ class Engine:
         self._frequency_factors = self._finish_loading(source)
         self.activity = Activity(len(self.layers), gated=self.architecture.gated)
         self._rope = self._make_rope(n_ctx)
+        if self.hybrid is not None:
+            self.hybrid.connect(self.cache.layers, self._rope)
 
     @property
     def n_ctx(self) -> int:
@@ -205,10 +207,7 @@ class Engine:
         if self.config.rope is None:
             return None
         halves = self.architecture.positions is PositionKind.ROPE_HALVES
-        table = rope_table(self.config.rope, n_ctx, halves=halves, frequency_factors=self._frequency_factors)
-        if self.hybrid is not None:
-            self.hybrid.set_rope(table)
-        return table
+        return rope_table(self.config.rope, n_ctx, halves=halves, frequency_factors=self._frequency_factors)
 
 
 def _make_kernels(options: RuntimeOptions) -> tuple[Kernels, Kernels]:

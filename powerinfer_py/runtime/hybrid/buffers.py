@@ -39,7 +39,7 @@ class Buffers:
         self._n = 0
 
     def begin(self, batch: ForwardBatch, n_slots: int, n_ctx: int) -> None:
-        """Brings the tokens' positions and slots up and clears what was counted. The device must be idle.
+        """Notes where the tokens stand, for `send`. The device must be idle.
 
         Raises IndexError for a place outside of the cache, which a device does not check, and ValueError for more
         tokens than there is room for.
@@ -53,8 +53,19 @@ class Buffers:
         self._n = len(batch)
         self._places_here[0, : self._n] = batch.positions
         self._places_here[1, : self._n] = batch.slots
+
+    def hold(self, x: Tensor) -> None:
+        """Takes a residual stream (T, n_embd) of the host, for `send`. The device must be idle."""
+        self._stream_here[: self._n].copy_(x)
+
+    def send(self) -> Tensor:
+        """Enqueues what `begin` and `hold` took, and clears what was counted; returns the stream on the device."""
+        self._at = 0
         self._device.copy(self._places, self._places_here)
+        stream = self._streams[0][: self._n]
+        self._device.copy(stream, self._stream_here[: self._n])
         self._counts.zero_()
+        return stream
 
     @property
     def positions(self) -> Tensor:
@@ -74,13 +85,6 @@ class Buffers:
         """(T, n_embd) on the device, to be written: not the one that is being read."""
         self._at = 1 - self._at
         return self._streams[self._at][: self._n]
-
-    def bring_up(self, x: Tensor) -> Tensor:
-        """A residual stream of the host on the device."""
-        self._stream_here[: self._n].copy_(x)
-        stream = self.next_stream()
-        self._device.copy(stream, self._stream_here[: self._n])
-        return stream
 
     def send_counts(self) -> None:
         """Enqueues the copy that `counted` reads."""

@@ -6,6 +6,9 @@ Work is enqueued and done in order; what the host may read is known after `Mark.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from powerinfer_py.kernels.interface import Kernels
@@ -14,6 +17,15 @@ from powerinfer_py.runtime.hybrid.device_memory import AllocateTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Arrangement(StrEnum):
+    """How a decode step is run: call by call, or captured, with the CPU's part as two host functions in the device's
+    stream or as one in a stream of its own (`captured`)."""
+
+    EAGER = "eager"
+    TWO_NODES = "two-nodes"
+    SIDE_STREAM = "side-stream"
 
 
 class Mark(Protocol):
@@ -27,9 +39,10 @@ class Mark(Protocol):
 
 
 class Device(ABC):
-    """One device. Its kernels take tensors that lie on it."""
+    """One device. Its kernels take tensors that lie on it. arrangement: how its decode steps are run."""
 
     name: str
+    arrangement: Arrangement
 
     @abstractmethod
     def memory(self) -> DeviceMemory:
@@ -63,6 +76,26 @@ class Device(ABC):
     @abstractmethod
     def mark(self) -> Mark:
         """A mark behind everything enqueued so far."""
+
+    @abstractmethod
+    def launch(self, function: int, data: int) -> None:
+        """Enqueues a call of the C function `void (*)(void*)` at address `function` on the host, with `data`."""
+
+    @abstractmethod
+    def beside(self) -> AbstractContextManager[None]:
+        """Inside, work is enqueued behind all that was enqueued before, and runs beside what is enqueued after, until
+        `rejoin`."""
+
+    @abstractmethod
+    def rejoin(self) -> None:
+        """Makes what is enqueued from now on wait for the work of the last `beside`."""
+
+    @abstractmethod
+    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        """A function that enqueues at once all that `enqueue` enqueues, over the same memory.
+
+        `enqueue` is called one or more times, allocates nothing, and must not wait for the device.
+        """
 
     @abstractmethod
     def synchronise(self) -> None:

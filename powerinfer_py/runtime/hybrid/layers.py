@@ -94,6 +94,9 @@ class Loader:
         """All weights of the range. Raises ModelError as `Assembly` does, BudgetError beyond what is reserved."""
         host = Assembly(self.architecture, self.config, self.host_file, self.sparsity)
         token_embd, position_embd = host.embedding()
+        for name in (keys.OUTPUT, keys.OUTPUT_NORM, keys.OUTPUT_NORM_BIAS):
+            # They belong to the engine that runs the last layer.
+            self.host_file.leave_out(name)
         return HybridWeights(
             token_embd,
             position_embd,
@@ -110,7 +113,7 @@ class Loader:
         if self.sparsity is not Sparsity.PREDICTOR and config.has_predictors:
             config = replace(config, has_predictors=False)
             for name in ("fc1.weight", "fc2.weight"):
-                self.device_file.leave_out(keys.block_tensor(index, name))
+                self.host_file.leave_out(keys.block_tensor(index, name))
         source = DeviceSource(self.device_file, self.device_kernels, self.memory, self.regions.layers[index], order)
         weights = Assembly(self.architecture, config, source, self.sparsity).layer(index)
         is_split = order.cold.size > 0

@@ -5,12 +5,14 @@ Order: the budget in bytes, the context, the prompt chunk, the placement in what
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from powerinfer_py.config import ModelConfig, RuntimeOptions, Sparsity
 from powerinfer_py.gguf import GGUFFile
+from powerinfer_py.kernels.blocks import LayerCache
+from powerinfer_py.kernels.cold_jobs import can_run
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.kernels.matrix import RopeTable
 from powerinfer_py.models.architecture import Architecture
@@ -20,9 +22,11 @@ from powerinfer_py.placement.placement import Placement
 from powerinfer_py.placement.sizes import ModelSizes, model_sizes
 from powerinfer_py.runtime.host_weights import FileWeights
 from powerinfer_py.runtime.hybrid.buffers import Buffers
-from powerinfer_py.runtime.hybrid.cold_side import ColdSide
-from powerinfer_py.runtime.hybrid.device import Device
+from powerinfer_py.runtime.hybrid.captured import CapturedColdSide
+from powerinfer_py.runtime.hybrid.cold_side import Exchange, ThreadedColdSide
+from powerinfer_py.runtime.hybrid.device import Arrangement, Device
 from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory, Region, take_tensor
+from powerinfer_py.runtime.hybrid.device_step import DeviceStep
 from powerinfer_py.runtime.hybrid.executor import HybridExecutor
 from powerinfer_py.runtime.hybrid.layers import DeviceLayer, HybridWeights, Loader
 from powerinfer_py.runtime.hybrid.reservations import (
@@ -32,6 +36,7 @@ from powerinfer_py.runtime.hybrid.reservations import (
     reserve,
     reserve_context,
 )
+from powerinfer_py.runtime.hybrid.segments import segments_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +96,7 @@ def make_plan(
 class HybridModel:
     """The weights of `layers` on both sides and what runs them.
 
-    caches for keys and values are given out by `kv_source`, the rope table is brought up by `set_rope`.
+    The caches' memory on the device is in `kv_regions`; `connect` takes the caches made of it.
     """
 
     def __init__(
@@ -124,22 +129,49 @@ class HybridModel:
             self._reserved.weights,
         )
         self.weights: HybridWeights = loader.load(plan.placement, layers)
-        n_tokens = plan.fixed.n_tokens
+        self._host_kernels = host_kernels
+        self._kernels = kernels
+        self._memory = memory
+        self._config = config
+        self._rope: RopeTable | None = None
+        n_tokens, n_layer = plan.fixed.n_tokens, len(plan.sizes.layers)
+        self._buffers = Buffers(plan.device, self._reserved.activations, n_tokens, config.n_embd, n_layer)
         is_split = any(isinstance(layer, DeviceLayer) and layer.cold is not None for layer in self.weights.layers)
-        self.executor = HybridExecutor(
-            config=config,
-            parallel=architecture.parallel,
-            layers=layers,
-            weights=self.weights,
-            device=plan.device,
-            kernels=kernels,
-            memory=memory,
-            buffers=Buffers(plan.device, self._reserved.activations, n_tokens, config.n_embd, len(plan.sizes.layers)),
-            cold_side=ColdSide(plan.device, self._reserved.staging, n_tokens, config.n_embd, config.n_ff)
-            if is_split
-            else None,
+        self._exchange: Exchange | None = None
+        self._cold_side: ThreadedColdSide | None = None
+        if is_split:
+            self._exchange = Exchange(plan.device, self._reserved.staging, n_tokens, config.n_embd, config.n_ff)
+            self._cold_side = ThreadedColdSide(plan.device, self._exchange)
+        self._executor: HybridExecutor | None = None
+
+    def connect(self, caches: Sequence[LayerCache], table: RopeTable | None) -> None:
+        """Makes the model ready to run, once its caches exist; the table of rotations is brought to the device."""
+        self._rope = None if table is None else self._placed(table)
+        step = DeviceStep(
+            parallel=self._architecture.parallel,
+            device=self.plan.device,
+            kernels=self._kernels,
+            memory=self._memory,
+            buffers=self._buffers,
+            caches=caches,
+            rope=self._rope,
         )
-        self.rope: RopeTable | None = None
+        self._executor = HybridExecutor(
+            config=self._config,
+            layers=self.layers,
+            segments=segments_of(self.weights.layers, self.weights.head),
+            step=step,
+            cold_side=self._cold_side,
+            captured_side=self._captured_side(),
+            max_captured=self.plan.sizes.n_slots,
+        )
+
+    @property
+    def executor(self) -> HybridExecutor:
+        """What runs it. Raises ValueError before `connect`."""
+        if self._executor is None:
+            raise ValueError("the model has not been connected to its caches")
+        return self._executor
 
     @property
     def n_tokens(self) -> int:
@@ -156,25 +188,31 @@ class HybridModel:
         if hidden is None:
             weights = self.weights
             hidden = embed(host_kernels, self._architecture, weights.token_embd, weights.position_embd, step.batch)
-        return self.executor.forward(host_kernels, hidden, step, self.rope)
+        return self.executor.forward(host_kernels, hidden, step)
 
     def to_dict(self) -> dict[str, Any]:
         """The ledger as JSON values."""
         return self.plan.ledger.to_dict()
 
-    def set_rope(self, table: RopeTable) -> None:
-        """Brings the table of the whole context to the device."""
+    def close(self) -> None:
+        """Ends the thread of the CPU's side."""
+        if self._cold_side is not None:
+            self._cold_side.close()
+
+    def _captured_side(self) -> CapturedColdSide | None:
+        """None where steps are run call by call: as asked, or because the CPU's kernels cannot run without Python."""
+        device = self.plan.device
+        if device.arrangement is Arrangement.EAGER or not can_run(self._host_kernels):
+            return None
+        return CapturedColdSide(device, self._exchange, device.arrangement)
+
+    def _placed(self, table: RopeTable) -> RopeTable:
         import torch
 
         def placed(values: Tensor) -> Tensor:
             return take_tensor(self._reserved.tables, tuple(values.shape), torch.float32).copy_(values)
 
-        self.rope = RopeTable(placed(table.cos), placed(table.sin), table.halves)
-
-    def close(self) -> None:
-        """Ends the thread of the CPU's side."""
-        if self.executor.cold_side is not None:
-            self.executor.cold_side.close()
+        return RopeTable(placed(table.cos), placed(table.sin), table.halves)
 
 
 def given(placement: Placement) -> Chooser:

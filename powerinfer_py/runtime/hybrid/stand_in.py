@@ -7,7 +7,9 @@ the CPU alone: both are the same processor.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.kernels.matrix import Matrix
 from powerinfer_py.placement.budget import DeviceMemory
 from powerinfer_py.placement.device_bytes import device_type
-from powerinfer_py.runtime.hybrid.device import Device, Mark
+from powerinfer_py.runtime.hybrid.device import Arrangement, Device, Mark
 from powerinfer_py.runtime.hybrid.device_memory import AllocateTensor
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ class StandIn(Device):
 
     kernels: `torch`, `native` (one thread), or `triton`, which needs `TRITON_INTERPRET=1` in the environment before
     Triton is imported. total_bytes: memory it claims to have. context_bytes: what it claims a context to take.
-    allocate: gives uint8 tensors; for tests that count them. Raises OptionError for other kernels.
+    allocate: gives uint8 tensors; for tests that count them. arrangement: a captured step is the same calls again, with
+    the CPU's part started and awaited through C. Raises OptionError for other kernels.
     """
 
     name = "a stand-in for a GPU (CPU memory)"
@@ -47,10 +50,12 @@ class StandIn(Device):
         total_bytes: int = 1 << 40,
         context_bytes: int = 0,
         allocate: Callable[[int], Tensor] | None = None,
+        arrangement: Arrangement = Arrangement.EAGER,
     ) -> None:
         if kernels not in KERNEL_NAMES:
             raise OptionError(f"a stand-in's kernels must be one of {', '.join(KERNEL_NAMES)}, not {kernels!r}")
         self._kernels = kernels
+        self.arrangement = arrangement
         self._memory = DeviceMemory(total_bytes, total_bytes)
         self._context_bytes = context_bytes
         self._give = allocate
@@ -106,6 +111,22 @@ class StandIn(Device):
     def mark(self) -> Mark:
         """A mark that has been reached: nothing is ever outstanding."""
         return _Reached()
+
+    def launch(self, function: int, data: int) -> None:
+        """Calls the function at once, without the GIL."""
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(data)
+
+    def beside(self) -> AbstractContextManager[None]:
+        """Everything is done in the order of the calls."""
+        return nullcontext()
+
+    def rejoin(self) -> None:
+        """Nothing is outstanding."""
+
+    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        """The function itself, called once as a real capture would."""
+        enqueue()
+        return enqueue
 
     def synchronise(self) -> None:
         """Counts how often the host would have waited."""
