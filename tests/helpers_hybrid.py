@@ -52,7 +52,7 @@ class CountedStandIn(StandIn):
         if self._ledger is None:
             return
         self.n_checks += 1
-        held = self.live_bytes + self.context_bytes()
+        held = self.live_bytes + self._context_bytes
         assert held == self._ledger.used_bytes
         assert held <= self._ledger.reserved_bytes <= self._ledger.budget_bytes
 

@@ -127,6 +127,11 @@ class LLM:
         return list(self.engine.notices)
 
     @property
+    def memory_table(self) -> list[str]:
+        """What of the VRAM budget goes where, a line each; empty without a GPU."""
+        return self.engine.memory_table
+
+    @property
     def load_s(self) -> float:
         """Seconds it took to load."""
         return self.stats.load_s

@@ -6,6 +6,7 @@ engines can live in one process; a pipeline over ranges is a composition of engi
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from powerinfer_py.config import ModelConfig, RuntimeOptions, Sparsity
@@ -22,10 +23,14 @@ from powerinfer_py.models.registry import architecture_named
 from powerinfer_py.models.rope import rope_table
 from powerinfer_py.models.transformer import Step, Transformer
 from powerinfer_py.models.weights import Assembly
+from powerinfer_py.placement.index_choice import IndexChooser, IndexOptions
+from powerinfer_py.placement.sizes import model_sizes
 from powerinfer_py.runtime.devices import find_device
 from powerinfer_py.runtime.host_weights import FileWeights
 from powerinfer_py.runtime.hybrid.device import Device
 from powerinfer_py.runtime.hybrid.model import Chooser, HybridModel, HybridPlan, make_plan
+from powerinfer_py.runtime.hybrid.report import plan_dict, plan_lines
+from powerinfer_py.runtime.hybrid.warm_up import warm_up
 from powerinfer_py.runtime.kv_cache import KVCache
 from powerinfer_py.runtime.modes import resolve_sparsity
 from powerinfer_py.runtime.threads import default_threads
@@ -66,11 +71,11 @@ class Engine:
         self.notices: list[str] = []
         if device is None:
             device, self.notices = find_device(options)
-        plan = None
-        if device is not None:
-            plan = self._plan(file, device, choose, n_ctx)
         self.kernels, self._prompt_kernels = _make_kernels(options)
         self.notices += fallback_notices(self.kernels)
+        plan = None
+        if device is not None and options.vram_budget not in (None, 0.0):
+            plan = self._plan(file, device, choose, n_ctx)
         source = FileWeights(file, self.kernels, options)
         self.hybrid: HybridModel | None = None
         self._transformer: Transformer | None = None
@@ -85,7 +90,7 @@ class Engine:
             self.cache = self._make_cache(n_ctx)
         self._frequency_factors = self._finish_loading(source)
         self.activity = Activity(len(self.layers), gated=self.architecture.gated)
-        self._rope = self._make_rope(n_ctx)
+        self._rope = self._make_rope(n_ctx, self._frequency_factors)
         if self.hybrid is not None:
             self.hybrid.connect(self.cache.layers, self._rope)
 
@@ -108,8 +113,13 @@ class Engine:
 
     @property
     def vram(self) -> dict[str, Any]:
-        """The ledger as JSON values; empty without a device."""
-        return {} if self.hybrid is None else self.hybrid.to_dict()
+        """The ledger and what lies on the device, as JSON values; empty without one."""
+        return {} if self.hybrid is None else plan_dict(self.hybrid.plan)
+
+    @property
+    def memory_table(self) -> list[str]:
+        """The same as lines for a person."""
+        return [] if self.hybrid is None else plan_lines(self.hybrid.plan)
 
     def close(self) -> None:
         """Ends what runs beside the caller. The memory goes with the last reference."""
@@ -122,7 +132,7 @@ class Engine:
             raise ContextError(f"a context of {n_ctx} tokens was asked for, the model has {self.config.n_ctx_train}")
         self.cache.grow(n_slots, n_ctx)
         if self._rope is not None and len(self._rope.cos) < n_ctx:
-            self._rope = self._make_rope(n_ctx)
+            self._rope = self._make_rope(n_ctx, self._frequency_factors)
 
     def forward(
         self, batch: ForwardBatch, hidden: Tensor | None = None, observer: LayerObserver | None = None
@@ -161,19 +171,34 @@ class Engine:
             self.cache.append(slot, (token,))
         return result
 
-    def _plan(self, file: GGUFFile, device: Device, choose: Chooser | None, n_ctx: int) -> HybridPlan | None:
-        if choose is None:
-            raise OptionError("a device needs a placement")
-        return make_plan(
+    def _plan(self, file: GGUFFile, device: Device, choose: Chooser | None, n_ctx: int) -> HybridPlan:
+        """What goes where. What the user should know of the choice becomes a notice."""
+        options = self.options
+        sizes = model_sizes(
             file,
             self.config,
-            self.sparsity,
-            self.options,
-            device,
-            choose,
+            sparsity=self.sparsity,
             n_ctx=n_ctx,
-            n_slots=self.options.max_batch or 1,
+            n_slots=options.max_batch or 1,
+            cache_type_k=options.cache_type_k,
+            cache_type_v=options.cache_type_v,
         )
+
+        def load_kernels() -> None:
+            rope = self._make_rope(n_ctx, None)
+            warm_up(device, sizes, self.architecture, self.sparsity, options, file, self.kernels, rope)
+
+        context_bytes = device.context_bytes(load_kernels)
+        if choose is not None:
+            return make_plan(sizes, options, device, context_bytes, choose)
+        given = None if options.gpu_index is None else Path(options.gpu_index)
+        index = IndexOptions(given, options.reset_gpu_index, options.disable_gpu_index)
+        rates = device.rates(options.threads or default_threads())
+        chooser = IndexChooser(file, self.sparsity, rates, index, context_bytes)
+        plan = make_plan(sizes, options, device, context_bytes, chooser)
+        if plan.chosen is not None:
+            self.notices += plan.chosen.notices
+        return plan
 
     def _make_cache(self, n_ctx: int) -> KVCache:
         return KVCache(
@@ -203,11 +228,11 @@ class Engine:
             )
         return factors
 
-    def _make_rope(self, n_ctx: int) -> RopeTable | None:
+    def _make_rope(self, n_ctx: int, factors: Tensor | None) -> RopeTable | None:
         if self.config.rope is None:
             return None
         halves = self.architecture.positions is PositionKind.ROPE_HALVES
-        return rope_table(self.config.rope, n_ctx, halves=halves, frequency_factors=self._frequency_factors)
+        return rope_table(self.config.rope, n_ctx, halves=halves, frequency_factors=factors)
 
 
 def _make_kernels(options: RuntimeOptions) -> tuple[Kernels, Kernels]:

@@ -9,14 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from powerinfer_py.models.batch import ForwardBatch
+from powerinfer_py.placement.fixed_bytes import COUNTS
 from powerinfer_py.runtime.hybrid.device import Device
 from powerinfer_py.runtime.hybrid.device_memory import Region, Workspace, take_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-# Gate, up and down products, and fired neurons, int64 each.
-COUNTS = 4
 
 
 class Buffers:

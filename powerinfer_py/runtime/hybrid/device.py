@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.placement.budget import DeviceMemory
+from powerinfer_py.placement.problem import Rates
 from powerinfer_py.runtime.hybrid.device_memory import AllocateTensor
 
 if TYPE_CHECKING:
@@ -49,12 +50,20 @@ class Device(ABC):
         """Its memory as the driver reports it, before this process uses any."""
 
     @abstractmethod
-    def context_bytes(self) -> int:
-        """What the process holds on it besides what `allocate` gives: context, modules, the driver's own."""
+    def rates(self, n_threads: int) -> Rates:
+        """What it and the CPU with `n_threads` threads do, for the solver."""
+
+    @abstractmethod
+    def context_bytes(self, warm_up: Callable[[], None]) -> int:
+        """What the process holds on it besides what `open` makes room for: context, modules, the driver's own.
+
+        warm_up: loads and runs every kernel that the model needs, at its largest shape, in memory of the device that is
+        free again when it returns. A device that has nothing to measure does not call it.
+        """
 
     @abstractmethod
     def open(self, n_bytes: int) -> None:
-        """Makes room for `n_bytes` in all, of which `allocate` then gives parts. Called once, before any of them."""
+        """Makes room for `n_bytes` in all, of which `allocate` then gives parts; what it gave before is void."""
 
     @abstractmethod
     def allocate(self, n_bytes: int) -> Tensor:
@@ -67,6 +76,10 @@ class Device(ABC):
     @abstractmethod
     def host_buffer(self, n_bytes: int) -> Tensor:
         """uint8 (n_bytes) on the host, page-locked where copies need that to be asynchronous."""
+
+    @abstractmethod
+    def enqueuing(self) -> AbstractContextManager[object]:
+        """Whoever makes the device work does so inside: its kernels' launches and torch's go to its own queue."""
 
     @abstractmethod
     def copy(self, target: Tensor, source: Tensor) -> None:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from powerinfer_py.config import ModelConfig, RuntimeOptions, Sparsity
-from powerinfer_py.gguf import GGUFFile
 from powerinfer_py.kernels.blocks import LayerCache
 from powerinfer_py.kernels.cold_jobs import can_run
 from powerinfer_py.kernels.interface import Kernels
@@ -18,8 +17,10 @@ from powerinfer_py.kernels.matrix import RopeTable
 from powerinfer_py.models.architecture import Architecture
 from powerinfer_py.models.transformer import Step, embed
 from powerinfer_py.placement.budget import Ledger, budget_in_bytes
+from powerinfer_py.placement.fixed_bytes import FixedBytes, choose_chunk, minimum_bytes
+from powerinfer_py.placement.index_choice import ChosenPlacement, IndexChooser
 from powerinfer_py.placement.placement import Placement
-from powerinfer_py.placement.sizes import ModelSizes, model_sizes
+from powerinfer_py.placement.sizes import ModelSizes
 from powerinfer_py.runtime.host_weights import FileWeights
 from powerinfer_py.runtime.hybrid.buffers import Buffers
 from powerinfer_py.runtime.hybrid.captured import CapturedColdSide
@@ -29,13 +30,7 @@ from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory, Region, tak
 from powerinfer_py.runtime.hybrid.device_step import DeviceStep
 from powerinfer_py.runtime.hybrid.executor import HybridExecutor
 from powerinfer_py.runtime.hybrid.layers import DeviceLayer, HybridWeights, Loader
-from powerinfer_py.runtime.hybrid.reservations import (
-    FixedBytes,
-    Reserved,
-    choose_chunk,
-    reserve,
-    reserve_context,
-)
+from powerinfer_py.runtime.hybrid.reservations import Reserved, reserve, reserve_context
 from powerinfer_py.runtime.hybrid.segments import segments_of
 
 if TYPE_CHECKING:
@@ -44,13 +39,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class HybridPlan:
-    """Everything that is decided before a weight is moved."""
+    """Everything that is decided before a weight is moved. batch_size: the prompt chunk that was asked for. chosen:
+    where the placement came from, None where it was handed in."""
 
     device: Device
     sizes: ModelSizes
     ledger: Ledger
     fixed: FixedBytes
     placement: Placement
+    batch_size: int
+    chosen: ChosenPlacement | None = None
 
 
 # Decides where things go: sizes, bytes for the fixed part, and what is left for the rest.
@@ -58,39 +56,20 @@ Chooser = Callable[[ModelSizes, FixedBytes, int], Placement]
 
 
 def make_plan(
-    file: GGUFFile,
-    config: ModelConfig,
-    sparsity: Sparsity,
-    options: RuntimeOptions,
-    device: Device,
-    choose: Chooser,
-    *,
-    n_ctx: int,
-    n_slots: int,
-) -> HybridPlan | None:
-    """What goes where under `options.vram_budget`; None for a budget of 0.
+    sizes: ModelSizes, options: RuntimeOptions, device: Device, context_bytes: int, choose: Chooser
+) -> HybridPlan:
+    """What goes where under `options.vram_budget`, which is neither None nor 0.
 
     choose: is given the sizes, the fixed bytes, and the bytes left for blocks, head and neurons. Raises BudgetError as
     `budget_in_bytes` and `choose_chunk` do.
     """
-    if options.vram_budget is None or options.vram_budget == 0:
-        return None
-    n_bytes = budget_in_bytes(options.vram_budget, device.memory)
-    sizes = model_sizes(
-        file,
-        config,
-        sparsity=sparsity,
-        n_ctx=n_ctx,
-        n_slots=n_slots,
-        cache_type_k=options.cache_type_k,
-        cache_type_v=options.cache_type_v,
-    )
-    context_bytes = device.context_bytes()
+    n_bytes = budget_in_bytes(options.vram_budget or 0.0, device.memory)
     fixed = choose_chunk(sizes, options.batch_size, n_bytes, context_bytes)
-    ledger = Ledger(n_bytes)
+    ledger = Ledger(n_bytes, minimum_bytes(sizes, options.batch_size, context_bytes))
     reserve_context(ledger, context_bytes)
     placement = choose(sizes, fixed, ledger.free_bytes - fixed.total)
-    return HybridPlan(device, sizes, ledger, fixed, placement)
+    chosen = choose.chosen if isinstance(choose, IndexChooser) else None
+    return HybridPlan(device, sizes, ledger, fixed, placement, options.batch_size, chosen)
 
 
 class HybridModel:
@@ -115,6 +94,7 @@ class HybridModel:
         self._architecture = architecture
         memory = DeviceMemory(plan.ledger, plan.device.allocate)
         self._reserved: Reserved = reserve(memory, plan.sizes, plan.fixed, plan.placement, layers)
+        # Of what is reserved by now only the context's is in use.
         plan.device.open(plan.ledger.reserved_bytes - plan.ledger.used_bytes)
         kernels = plan.device.make_kernels(memory.allocate)
         loader = Loader(
@@ -128,7 +108,8 @@ class HybridModel:
             memory,
             self._reserved.weights,
         )
-        self.weights: HybridWeights = loader.load(plan.placement, layers)
+        with plan.device.enqueuing():
+            self.weights: HybridWeights = loader.load(plan.placement, layers)
         self._host_kernels = host_kernels
         self._kernels = kernels
         self._memory = memory
@@ -188,11 +169,8 @@ class HybridModel:
         if hidden is None:
             weights = self.weights
             hidden = embed(host_kernels, self._architecture, weights.token_embd, weights.position_embd, step.batch)
-        return self.executor.forward(host_kernels, hidden, step)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The ledger as JSON values."""
-        return self.plan.ledger.to_dict()
+        with self.plan.device.enqueuing():
+            return self.executor.forward(host_kernels, hidden, step)
 
     def close(self) -> None:
         """Ends the thread of the CPU's side."""

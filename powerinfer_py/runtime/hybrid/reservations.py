@@ -1,72 +1,17 @@
-"""What of a budget is set aside for what, before a neuron is placed and after.
-
-Fixed: the context, the activations of a prompt chunk, staging, tables of positions. The prompt chunk is halved before
-anything fails. Then the placement's weights and caches, each under its name and layer. Places nothing itself.
-"""
+"""What of a budget is set aside for what, under its name and layer, once a placement is known; it places nothing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from powerinfer_py.placement import budget
-from powerinfer_py.placement.budget import Ledger, require_minimum
-from powerinfer_py.placement.device_bytes import aligned
+from powerinfer_py.placement.budget import Ledger
+from powerinfer_py.placement.fixed_bytes import FixedBytes
 from powerinfer_py.placement.placement import Placement
-from powerinfer_py.placement.sizes import ModelSizes, staging_bytes, workspace_bytes
-from powerinfer_py.runtime.hybrid.buffers import COUNTS
+from powerinfer_py.placement.sizes import ModelSizes
 from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory, Region
 from powerinfer_py.runtime.hybrid.layers import Regions
 from powerinfer_py.runtime.hybrid.part_source import LayerRegions
-
-# A larger part of what the context leaves is worth more as neurons than as a longer prompt chunk.
-_ACTIVATION_SHARE = 0.25
-
-
-@dataclass(frozen=True)
-class FixedBytes:
-    """Bytes that do not depend on the placement, for prompt chunks of `n_tokens`. head_extra: what more the
-    activations take where the head is on the device."""
-
-    n_tokens: int
-    activations: int
-    staging: int
-    tables: int
-    head_extra: int
-
-    @property
-    def total(self) -> int:
-        """All but the head's."""
-        return self.activations + self.staging + self.tables
-
-
-def fixed_bytes(sizes: ModelSizes, n_tokens: int) -> FixedBytes:
-    """The bytes of a prompt chunk."""
-    counts = aligned(8 * COUNTS * len(sizes.layers))
-    without, with_head = (workspace_bytes(sizes, n_tokens, head_on_gpu=on_gpu) for on_gpu in (False, True))
-    return FixedBytes(n_tokens, without + counts, staging_bytes(sizes, n_tokens), sizes.rope_bytes, with_head - without)
-
-
-def choose_chunk(sizes: ModelSizes, wanted: int, budget_bytes: int, context_bytes: int) -> FixedBytes:
-    """The longest prompt chunk up to `wanted` tokens that leaves room for the model.
-
-    It holds a token of every sequence at least. Raises BudgetError, naming the minimum, where even that leaves no room
-    for the smallest of what can be placed: a block, or the head.
-    """
-    least = min(wanted, sizes.n_slots)
-    left = budget_bytes - context_bytes
-    chunk = wanted
-    while chunk > least:
-        fixed = fixed_bytes(sizes, chunk)
-        if fixed.total <= _ACTIVATION_SHARE * left and fixed.total + _smallest_unit(sizes, fixed) <= left:
-            return fixed
-        chunk = max(least, chunk // 2)
-    fixed = fixed_bytes(sizes, least)
-    require_minimum(budget_bytes, context_bytes + fixed.total + _smallest_unit(sizes, fixed))
-    return fixed
-
-
-def _smallest_unit(sizes: ModelSizes, fixed: FixedBytes) -> int:
-    return min([sizes.head_bytes + fixed.head_extra, *(layer.block_bytes for layer in sizes.layers)])
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,8 @@ from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.kernels.matrix import Matrix
 from powerinfer_py.placement.budget import DeviceMemory
 from powerinfer_py.placement.device_bytes import device_type
+from powerinfer_py.placement.problem import Rates
+from powerinfer_py.placement.rates import assumed_rates
 from powerinfer_py.runtime.hybrid.device import Arrangement, Device, Mark
 from powerinfer_py.runtime.hybrid.device_memory import AllocateTensor
 
@@ -38,7 +40,8 @@ class StandIn(Device):
     kernels: `torch`, `native` (one thread), or `triton`, which needs `TRITON_INTERPRET=1` in the environment before
     Triton is imported. total_bytes: memory it claims to have. context_bytes: what it claims a context to take.
     allocate: gives uint8 tensors; for tests that count them. arrangement: a captured step is the same calls again, with
-    the CPU's part started and awaited through C. Raises OptionError for other kernels.
+    the CPU's part started and awaited through C. warms_up: runs what a GPU would load its kernels with. Raises
+    OptionError for other kernels.
     """
 
     name = "a stand-in for a GPU (CPU memory)"
@@ -51,11 +54,13 @@ class StandIn(Device):
         context_bytes: int = 0,
         allocate: Callable[[int], Tensor] | None = None,
         arrangement: Arrangement = Arrangement.EAGER,
+        warms_up: bool = False,
     ) -> None:
         if kernels not in KERNEL_NAMES:
             raise OptionError(f"a stand-in's kernels must be one of {', '.join(KERNEL_NAMES)}, not {kernels!r}")
         self._kernels = kernels
         self.arrangement = arrangement
+        self._warms_up = warms_up
         self._memory = DeviceMemory(total_bytes, total_bytes)
         self._context_bytes = context_bytes
         self._give = allocate
@@ -65,8 +70,14 @@ class StandIn(Device):
         """What it claims to have, all of it free."""
         return self._memory
 
-    def context_bytes(self) -> int:
-        """What it claims a context to take."""
+    def rates(self, n_threads: int) -> Rates:  # noqa: ARG002  the same for every machine
+        """Those of a GPU and a CPU that were not measured: a stand-in is solved for as for the GPU it stands for."""
+        return assumed_rates()
+
+    def context_bytes(self, warm_up: Callable[[], None]) -> int:
+        """What it claims a context to take; it runs `warm_up` where a test asked for that."""
+        if self._warms_up:
+            warm_up()
         return self._context_bytes
 
     def open(self, n_bytes: int) -> None:
@@ -103,6 +114,10 @@ class StandIn(Device):
         import torch
 
         return torch.empty(n_bytes, dtype=torch.uint8)
+
+    def enqueuing(self) -> AbstractContextManager[object]:
+        """There is no queue."""
+        return nullcontext()
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         """Copies at once."""
