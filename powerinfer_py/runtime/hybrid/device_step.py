@@ -128,6 +128,8 @@ class DeviceStep:
             hot_mask = None if mask is None else mask[:, :n_hot]
             hot = kernels.feed_forward_part(layer.hot, h, hot_mask, observe=observe, counts=self.buffers.counts(local))
             torch.add(residual, hot.y, out=y)
+        elif layer.hot.weights.down_bias is not None:
+            torch.add(residual, layer.hot.weights.down_bias, out=y)
         else:
             y.copy_(residual)
         sums, run.cold = cold_side.finish()

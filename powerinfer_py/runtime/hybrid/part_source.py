@@ -73,9 +73,7 @@ class DeviceSource:
         self._order = order
 
     def has(self, name: str) -> bool:
-        """Whether the file has the tensor, and the device wants it: without hot neurons the CPU adds their bias."""
-        if short_name(name) in _DOWN_BIASES and self._order is not None and not self._order.hot.size:
-            return False
+        """Whether the file has the tensor."""
         return self._file.has(name)
 
     def rows(self, name: str) -> int:
@@ -149,10 +147,8 @@ class ColdSource:
         self._pack = pack
 
     def has(self, name: str) -> bool:
-        """Whether the file has the tensor, and the cold side wants it: the bias of the sum belongs to the hot one."""
-        if short_name(name) in _DOWN_BIASES and self._order.hot.size:
-            return False
-        return self._file.has(name)
+        """Whether the file has the tensor, and the cold side wants it: the bias of the sum is the device's to add."""
+        return short_name(name) not in _DOWN_BIASES and self._file.has(name)
 
     def rows(self, name: str) -> int:
         """First dimension of a tensor of two."""

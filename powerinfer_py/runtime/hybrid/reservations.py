@@ -40,7 +40,6 @@ def reserve(
     for index in layers:
         placed, size = placement.layers[index], sizes.layers[index]
         if placed.block_on_gpu:
-            # A down bias is with the hot neurons' sum; without them the CPU adds it.
             weights[index] = LayerRegions(
                 memory.region(budget.DENSE_WEIGHTS, size.dense_bytes, index),
                 memory.region(budget.PREDICTORS, size.predictor_bytes, index),
