@@ -1,7 +1,7 @@
 """Budgets from nothing to everything, solved for: the logits of the CPU alone, and not a byte beyond the budget.
 
-By default a few budgets and numbers of sequences a model; with POWERINFER_SWEEP=full in the environment 21 budgets, every
-mode, and 1, 2, 4 and 7 sequences at once, for every model (some minutes).
+By default a few budgets and numbers of sequences a model; with POWERINFER_SWEEP=full in the environment 21 budgets,
+every mode, and 1, 2, 4 and 7 sequences at once, for every model (some minutes).
 """
 
 from __future__ import annotations
