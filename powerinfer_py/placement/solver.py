@@ -47,7 +47,7 @@ def solve(problem: Problem) -> Solution:
     program = Program(problem, candidates(problem))
     bound, relaxed = _relaxation(program)
     every = program.every_option()
-    best = min((program.choice(every, x) for x in relaxed), key=lambda choice: choice.total_seconds)
+    best = _fastest([choice for x in relaxed for choice in program.choices(every, x)])
     left_s = TIME_LIMIT_S - (perf_counter() - started)
     if _gap(best, bound) > RELATIVE_GAP and (left_s > 0 or _gap(best, bound) > PROMISED_GAP):
         columns = every if program.is_small else program.near_support(relaxed)
@@ -55,8 +55,13 @@ def solve(problem: Problem) -> Solution:
         if program.is_small:
             bound = max(bound, found.bound_s)
         if found.x is not None:
-            best = min(best, program.choice(columns, found.x), key=lambda choice: choice.total_seconds)
+            best = _fastest([best, *program.choices(columns, found.x)])
     return _solution(best, bound, _gap(best, bound), started)
+
+
+def _fastest(choices: list[Choice]) -> Choice:
+    """The fastest; of equal ones the one that uses more bytes, and then the first layers."""
+    return min(choices, key=lambda choice: (choice.total_seconds, -choice.n_bytes, [not b for b in choice.blocks]))
 
 
 def _gap(choice: Choice, bound: float) -> float:
