@@ -2,6 +2,7 @@
 
 | variable | meaning |
 |---|---|
+| `CC` | the C compiler that Triton runs, as it reads the variable itself |
 | `LLAMA_SPARSE_PRED_THRESHOLD` | overrides the file's `powerinfer.sparse_threshold` (PowerInfer's own name) |
 | `POWERINFER_ISA` | `scalar`, `avx2`, `avx512` or `avx512vnni`: forces one instruction set of the native kernels |
 | `POWERINFER_KERNELS` | `native` (default) or `torch`: which implementation of the CPU kernels runs |
@@ -34,6 +35,11 @@ def sparse_threshold_override() -> float | None:
     if not math.isfinite(value):
         raise OptionError(f"LLAMA_SPARSE_PRED_THRESHOLD must be a finite number, not {text!r}")
     return value
+
+
+def c_compiler() -> str | None:
+    """Value of `CC`, or None where it is not set."""
+    return os.environ.get("CC") or None
 
 
 def forced_isa() -> str | None:

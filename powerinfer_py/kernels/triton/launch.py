@@ -56,6 +56,9 @@ def row_config(kernel: str, storage: str, rows: int, cols: int, device: torch.de
     if isinstance(recorded, RowConfig):
         return recorded
     step = min(_ROW_STEPS[storage], max(32, next_power_of_2(cols)))
+    if device.type == "cpu":
+        # Triton's interpreter takes some 10 ms a program, whatever its size.
+        return RowConfig(rows=32, step=step, warps=4, stages=3)
     return RowConfig(rows=4 if rows >= _FEW_ROWS else 2, step=step, warps=4, stages=3)
 
 

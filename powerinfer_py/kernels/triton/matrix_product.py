@@ -16,7 +16,6 @@ from powerinfer_py.kernels.triton import launch
 from powerinfer_py.kernels.triton.device_rows import Allocate, DeviceRows
 from powerinfer_py.kernels.triton.halves import (
     EXACT_STORAGES,
-    LOW_SCALE,
     Halves,
     half_tile,
     nibble_columns,
@@ -52,7 +51,6 @@ def tile_products(
     """Sums (TOKENS, ROWS) of x times rows, in the units of the halves: times `inverse` of the token they are products
     with rows times half_scale. x: the high halves, or float32 for f32. Rows outside `keep` are not read and give 0."""
     total = tl.zeros((TOKENS, ROWS), tl.float32)
-    fine = tl.zeros((TOKENS, ROWS), tl.float32)
     for start in range(0, N, STEP):
         if STORAGE == "f32":
             at = start + tl.arange(0, STEP)
@@ -69,9 +67,7 @@ def tile_products(
             w = tl.trans(half_tile(values, scales, rows, keep, start, half_scale, N, STEP, STORAGE))
             total = tl.dot(token_tile(x, tokens, inside, at, N), w, total)
             if BOTH:
-                fine = tl.dot(token_tile(low, tokens, inside, at, N), w, fine)
-    if BOTH:
-        total += fine * (1.0 / LOW_SCALE)
+                total = tl.dot(token_tile(low, tokens, inside, at, N), w, total)
     return total
 
 
