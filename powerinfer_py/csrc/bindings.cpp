@@ -27,6 +27,7 @@ class CpuKernels {
 public:
     CpuKernels(const std::optional<std::string>& isa, int threads) : executor_(table(isa), checked(threads)) {}
 
+    Executor& executor() { return executor_; }
     std::string isa() const { return executor_.kernels.name; }
     int threads() const { return executor_.pool.n_threads(); }
 
@@ -231,6 +232,8 @@ std::vector<std::string> available_isas() {
 
 }  // namespace
 
+Executor& executor_of(nb::handle kernels) { return nb::cast<CpuKernels&>(kernels).executor(); }
+
 }  // namespace powerinfer
 
 NB_MODULE(_native, m) {
@@ -260,4 +263,5 @@ NB_MODULE(_native, m) {
         .def("feed_forward_part", &CpuKernels::feed_forward_part)
         .def("predict", &CpuKernels::predict);
     bind_blocks(m);
+    bind_cold_worker(m);
 }

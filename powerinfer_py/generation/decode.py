@@ -103,7 +103,7 @@ class DecodeLoop:
         last: list[int] = []
         sampled: list[Sequence] = []
         for sequence in self._live:
-            room = max(1, self._engine.options.batch_size - len(ids))
+            room = max(1, self._engine.batch_size - len(ids))
             chunk = sequence.pending[:room]
             del sequence.pending[:room]
             start = len(cache.tokens[sequence.slot])

@@ -64,6 +64,11 @@ class NativeKernels(Kernels):
         self._native = _native.CpuKernels(isa, threads)
 
     @property
+    def native(self) -> _native.CpuKernels:
+        """What runs the jobs."""
+        return self._native
+
+    @property
     def isa(self) -> str:
         """Instruction set in use."""
         return self._native.isa

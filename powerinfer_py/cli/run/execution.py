@@ -45,7 +45,7 @@ def _run(args: argparse.Namespace, signals: Signals) -> int:
     params = sampling_params(args)
     model = _model_path(args)
     with load_llm(model, args) as llm:
-        print_model(llm, args, params.seed or 0)
+        print_model(llm, params.seed or 0)
         _generate(llm, model, prompts, params, args, signals)
         print_timings(llm)
     # An answer that was interrupted is an ordinary event of a conversation.
