@@ -24,6 +24,7 @@ from powerinfer_py.predictor.folder import COLLECTED, LayerSummary, PredictorFol
 from powerinfer_py.predictor.layer_data import LayerData
 from powerinfer_py.predictor.logits import scaled_svd
 from powerinfer_py.predictor.rank import allocate_ranks, predictor_bytes, uncertainty
+from powerinfer_py.predictor.row_source import bytes_without_predictors
 from powerinfer_py.predictor.training import TrainingOptions, train_layer
 from powerinfer_py.predictor.windows import Role, Windows, cut_windows, read_texts
 from powerinfer_py.tokenizer import load_tokenizer
@@ -111,7 +112,7 @@ class _Making:
     ) -> None:
         self.job, self.file, self.config, self.windows = job, file, config, windows
         self.remark, self.steps = remark, steps
-        self.model_bytes = _bytes_without_predictors(file)
+        self.model_bytes = bytes_without_predictors(file)
         self.budget_bytes = int(job.budget * self.model_bytes)
         name = fingerprint(file)
         self._check_given_rank()
@@ -268,11 +269,6 @@ def _settings(job: Job, model_name: str, windows: Windows) -> dict[str, Any]:
         "device": job.device,
         **asdict(job.training),
     }
-
-
-def _bytes_without_predictors(file: GGUFFile) -> int:
-    names = (name for name in file.tensors if not name.endswith((".fc1.weight", ".fc2.weight")))
-    return sum(file.tensors[name].n_bytes for name in names)
 
 
 def _moved(first: FirstRows, device: str) -> FirstRows:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from powerinfer_py.cli.command import run_command, version_line
+from powerinfer_py.cli.predictor_size import rank, share
 
 if TYPE_CHECKING:
     from powerinfer_py.predictor.making import Job
@@ -93,9 +94,9 @@ def job_from(arguments: argparse.Namespace) -> Job:
 
 def _add_settings(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--method", choices=("trained", "svd"), help="default trained; svd needs no training")
-    group.add_argument("--rank", type=_rank, metavar="auto|N", help="hidden units of a layer (default auto: by need)")
+    group.add_argument("--rank", type=rank, metavar="auto|N", help="hidden units of a layer (default auto: by need)")
     group.add_argument(
-        "--budget", type=_share, metavar="SHARE", help="of the model's bytes, all predictors together (default 10%%)"
+        "--budget", type=share, metavar="SHARE", help="of the model's bytes, all predictors together (default 10%%)"
     )
     group.add_argument("--target-recall", type=float, metavar="R", help="share of firing neurons named (default 0.99)")
     group.add_argument("--tokens", type=int, metavar="N", help="tokens of the text at most (default: all)")
@@ -125,19 +126,3 @@ def _run(argv: Sequence[str] | None) -> int:
 
     print_report(report)
     return 0
-
-
-def _rank(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise argparse.ArgumentTypeError(f"expected auto or a whole number, not {text!r}")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    """`0.1` or `10%`."""
-    try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a share such as 0.1 or 10%, not {text!r}") from None
