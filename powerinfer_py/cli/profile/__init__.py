@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from powerinfer_py.cli.cache_types import add_cache_options
 from powerinfer_py.cli.command import run_command, version_line
 
 PROG = "powerinfer-profile"
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-b", "--batch-size", metavar="N", type=count, default=512, help="most tokens of one forward (default: 512)"
     )
     parser.add_argument("-t", "--threads", metavar="N", type=count, help="CPU threads (default: physical cores)")
+    add_cache_options(parser)
     parser.add_argument("--activation", metavar="NAME", help="activation function, over what the file implies")
     parser.add_argument(
         "--merge", metavar="DIR", nargs="+", help="instead of running a model, add up the statistics of these folders"

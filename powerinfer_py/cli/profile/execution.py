@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from powerinfer_py.cli.cache_types import cache_types
 from powerinfer_py.cli.profile.output import print_json, print_report, print_timing
 from powerinfer_py.cli.progress import byte_progress, step_progress
 from powerinfer_py.cli.streams import remark
@@ -62,6 +63,7 @@ def _profile(arguments: argparse.Namespace, output: Path) -> tuple[ActivationPro
         batch_size=arguments.batch_size,
         threads=arguments.threads,
         activation=arguments.activation,
+        **cache_types(arguments),
     )
     plan = plan_profile(Path(arguments.model), documents, options, max_tokens=arguments.tokens)
     run = ProfileRun(plan, ProfileFolder(output, overwrite=arguments.overwrite), tell=remark)

@@ -65,6 +65,21 @@ def test_json_and_merge(model: Path, texts: list[str], tmp_path: Path, capsys: p
         assert captured.err.count("\n") == 1
 
 
+def test_cache_types_are_part_of_a_run(
+    model: Path, texts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text, options in (("f16", texts[0], []), ("q8_0", texts[1], ["-ctk", "q8_0", "--cache-type-v", "q8_0"])):
+        assert profile.main(["-m", str(model), "-f", text, "-o", str(tmp_path / name), *options, *FAST]) == 0
+    settings = [read_profile(tmp_path / name).settings for name in ("f16", "q8_0")]
+    assert [(each.cache_type_k, each.cache_type_v) for each in settings] == [("f16", "f16"), ("q8_0", "q8_0")]
+    # The folder is of a run with another cache.
+    assert profile.main(["-m", str(model), "-f", texts[1], "-o", str(tmp_path / "q8_0"), *FAST]) == 1
+    capsys.readouterr()
+    sources = [str(tmp_path / "f16"), str(tmp_path / "q8_0")]
+    assert profile.main(["--merge", *sources, "-o", str(tmp_path / "merged")]) == 1
+    assert "cache_type_k is f16 in the first and q8_0 in another" in capsys.readouterr().err
+
+
 def test_plot(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib", reason="the plot extra is not installed")
     picture = tmp_path / "hot.png"
