@@ -19,11 +19,11 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
             f"--cache-type-{short}",
             metavar="TYPE",
             choices=[kind.value for kind in CacheType],
-            default=default.value,
             help=f"how the KV cache stores {what}: {', '.join(CacheType)} (default: {default})",
         )
 
 
 def cache_types(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for, as keywords of `RuntimeOptions`."""
-    return {name: CacheType(getattr(arguments, name)) for name in ("cache_type_k", "cache_type_v")}
+    """What was asked for, as keywords of `RuntimeOptions`; without the ones that were not."""
+    given = {name: getattr(arguments, name) for name in ("cache_type_k", "cache_type_v")}
+    return {name: CacheType(value) for name, value in given.items() if value is not None}

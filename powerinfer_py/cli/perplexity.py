@@ -83,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     # torch takes a second to import, which a usage error need not wait for.
+    from powerinfer_py.config import RuntimeOptions
     from powerinfer_py.profiler.documents import open_documents
     from powerinfer_py.profiler.windows import cut_windows
 
@@ -97,7 +98,8 @@ def _run(argv: Sequence[str] | None) -> int:
         "model": arguments.model,
         "text_sha256": document.sha256,
         "context": n_ctx,
-        **cache_types(arguments),
+        "cache_type_k": arguments.cache_type_k or RuntimeOptions.cache_type_k,
+        "cache_type_v": arguments.cache_type_v or RuntimeOptions.cache_type_v,
         "stride": arguments.stride,
         **result.to_dict(),
         "predictors": None if recall is None else [layer.to_dict() for layer in recall.layers],

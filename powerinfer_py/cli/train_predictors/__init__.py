@@ -1,6 +1,6 @@
 """`powerinfer-train-predictors`: makes the predictors of which neurons of a model will fire, from a text.
 
-A parser over `predictor.making.make_predictors`; recipes are read in `recipe.py`, figures printed in `table.py`.
+A parser over `predictor.making.make_predictors`; figures are printed in `table.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,19 @@ if TYPE_CHECKING:
     from powerinfer_py.predictor.making import Job
 
 PROG = "powerinfer-train-predictors"
+# What a recipe may set.
+RECIPE_OPTIONS: dict[str, tuple[type, ...]] = {
+    "method": (str,),
+    "rank": (int, str),
+    "budget": (float, int),
+    "target_recall": (float, int),
+    "tokens": (int,),
+    "window": (int,),
+    "epochs": (int,),
+    "learning_rate": (float, int),
+    "batch": (int,),
+    "seed": (int,),
+}
 _EXAMPLES = """\
 examples:
   powerinfer-train-predictors -m model.gguf -f text.txt -o predictor/
@@ -66,15 +79,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def job_from(arguments: argparse.Namespace) -> Job:
     """What the command line asks for. Raises OptionError for values out of range and for recipes that are none."""
-    from powerinfer_py.cli.train_predictors.recipe import OPTIONS, read_recipe
-    from powerinfer_py.errors import OptionError
+    from powerinfer_py.cli.recipe import read_recipe
+    from powerinfer_py.errors import OptionError, printable
     from powerinfer_py.predictor.making import GIB, Job
     from powerinfer_py.predictor.training import TrainingOptions
 
-    recipe = {} if arguments.recipe is None else read_recipe(arguments.recipe)
-    given: dict[str, Any] = {name: getattr(arguments, name) for name in OPTIONS}
+    recipe = {} if arguments.recipe is None else read_recipe(arguments.recipe, RECIPE_OPTIONS)
+    given: dict[str, Any] = {name: getattr(arguments, name) for name in RECIPE_OPTIONS}
     values = recipe | {name: value for name, value in given.items() if value is not None}
-    if values.get("rank") == "auto":
+    rank_value = values.get("rank")
+    if isinstance(rank_value, str) and rank_value != "auto":
+        raise OptionError(f"the recipe's rank is '{printable(rank_value)}', expected \"auto\" or a number")
+    if rank_value == "auto":
         values["rank"] = None
     training = {name: values.pop(name) for name in TrainingOptions.__dataclass_fields__ if name in values}
     if arguments.max_disk is not None:
