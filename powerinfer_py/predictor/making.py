@@ -39,7 +39,8 @@ Remark = Callable[[str], None]
 class Job:
     """What to make. rank: of every layer, None to share out `budget`, a share of the model's bytes.
 
-    tokens: at most, None for all. window: tokens run together; None for the model's context, at most 512.
+    calibration_texts: to stop and to calibrate on; none for parts of `texts`. tokens: at most, None for all.
+    window: tokens run together; None for the model's context, at most 512.
     max_disk_bytes: for collected tokens at any time. method: "trained" or "svd". device: "cpu" or "cuda", of the
     training; the model always runs on the CPU. Raises OptionError for values out of range.
     """
@@ -47,6 +48,7 @@ class Job:
     model: Path
     texts: tuple[Path, ...]
     output: Path
+    calibration_texts: tuple[Path, ...] = ()
     method: str = "trained"
     rank: int | None = None
     budget: float = 0.1
@@ -254,7 +256,9 @@ def _windows(job: Job, file: GGUFFile, config: ModelConfig) -> Windows:
     window = min(config.n_ctx_train, 512) if job.window is None else job.window
     if window > config.n_ctx_train:
         raise OptionError(f"a window of {window} tokens, the model's context is {config.n_ctx_train}")
-    return cut_windows(load_tokenizer(file.metadata), texts, window, job.tokens)
+    calibration_texts = read_texts(job.calibration_texts)
+    tokenizer = load_tokenizer(file.metadata)
+    return cut_windows(tokenizer, texts, window, job.tokens, calibration_texts=calibration_texts)
 
 
 def _settings(job: Job, model_name: str, windows: Windows) -> dict[str, Any]:

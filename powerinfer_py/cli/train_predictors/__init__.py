@@ -43,7 +43,8 @@ examples:
         put them into a model file
 
 Stopped at any moment, the same command goes on where it was. Which tokens train, stop the training and calibrate is
-decided by windows: of every ten, eight, one and one.
+decided by windows: of every ten, eight, one and one; with --calibrate all of -f trains, and its windows do the rest in
+turn. A model fires otherwise on text that it learned by heart, so calibrate it on text it has not seen.
 """
 
 
@@ -60,6 +61,14 @@ def build_parser() -> argparse.ArgumentParser:
     files = parser.add_argument_group("files")
     files.add_argument("-m", "--model", type=Path, required=True, help="GGUF or PowerInfer file; F16 gives the best")
     files.add_argument("-f", "--file", type=Path, nargs="+", required=True, metavar="TEXT", help="UTF-8 text files")
+    files.add_argument(
+        "--calibrate",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="text files to stop and to calibrate on, unseen by the model if possible (default: parts of -f)",
+    )
     files.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="folder to fill")
     files.add_argument("--recipe", type=Path, metavar="TOML", help="file with defaults for the options below")
     _add_settings(parser.add_argument_group("settings"))
@@ -101,6 +110,7 @@ def job_from(arguments: argparse.Namespace) -> Job:
         model=arguments.model,
         texts=tuple(arguments.file),
         output=arguments.output,
+        calibration_texts=tuple(arguments.calibrate),
         device=arguments.device or "cpu",
         threads=arguments.threads,
         training=TrainingOptions(**training),
