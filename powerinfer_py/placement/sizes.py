@@ -110,8 +110,9 @@ def workspace_bytes(sizes: ModelSizes, n_tokens: int, *, head_on_gpu: bool) -> i
     """Bytes of the intermediate tensors of a forward over `n_tokens` tokens, each in a place of its own.
 
     float32 unless said: residual stream twice, normed input, q, k and v before and after rotation, mixed heads; gate,
-    up and hidden values of every neuron, predictor's inner values and scores, mask (a byte a neuron), ids (int32) and
-    their count a token; hot and cold parts; positions and slots (int64); logits of at most `HEAD_TOKENS` tokens.
+    up and hidden values of every neuron, predictor's inner values and scores, mask (a byte a neuron, then a bit), ids
+    (int32) and their count a token; hot and cold parts; positions and slots (int64); logits of at most `HEAD_TOKENS`
+    tokens.
     """
     config, f32 = sizes.config, FLOAT32_BYTES
     qkv = (config.n_head + config.n_head_kv) * config.head_dim + config.n_head_kv * config.head_dim_v
@@ -122,6 +123,7 @@ def workspace_bytes(sizes: ModelSizes, n_tokens: int, *, head_on_gpu: bool) -> i
         *[config.n_ff * f32] * 3,
         *([sizes.predictor_rank * f32, config.n_ff * f32] if sizes.predictor_rank else []),
         config.n_ff,
+        -(-config.n_ff // 8),
         config.n_ff * _INT32_BYTES,
         _INT32_BYTES,
         *[_INT64_BYTES] * 2,
@@ -131,10 +133,8 @@ def workspace_bytes(sizes: ModelSizes, n_tokens: int, *, head_on_gpu: bool) -> i
 
 
 def staging_bytes(sizes: ModelSizes, n_tokens: int) -> int:
-    """Device side of what goes between the two: h and the partial sum (float32), and the mask as bits."""
-    config = sizes.config
-    vector = aligned(n_tokens * config.n_embd * FLOAT32_BYTES)
-    return 2 * vector + aligned(n_tokens * -(-config.n_ff // 8))
+    """Where the CPU's partial sum (float32) arrives; what goes down is copied from where it was computed."""
+    return aligned(n_tokens * sizes.config.n_embd * FLOAT32_BYTES)
 
 
 def _by_layer(file: GGUFFile, n_layer: int) -> list[dict[str, TensorInfo]]:

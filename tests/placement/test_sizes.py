@@ -119,7 +119,7 @@ def test_workspace_grows_with_tokens_and_holds_logits_of_a_few(fixtures: Path) -
     assert one < many
     with_head = workspace_bytes(sizes, 512, head_on_gpu=True)
     assert with_head - many == aligned(HEAD_TOKENS * config.n_vocab * 4)
-    assert staging_bytes(sizes, 5) == 2 * aligned(5 * config.n_embd * 4) + aligned(5 * config.n_ff // 8)
+    assert staging_bytes(sizes, 5) == aligned(5 * config.n_embd * 4)
 
 
 def test_missing_neurons_are_named(fixtures: Path) -> None:
