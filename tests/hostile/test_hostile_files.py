@@ -1,4 +1,4 @@
-"""Every hostile file is refused by one documented exception, in under a second and under 64 MB; honest ones are read."""
+"""Every hostile file is refused by one documented exception, in under a second and under 64 MB; honest ones are not."""
 
 from __future__ import annotations
 
