@@ -5,12 +5,14 @@
 | `LLAMA_SPARSE_PRED_THRESHOLD` | overrides the file's `powerinfer.sparse_threshold` (PowerInfer's own name) |
 | `POWERINFER_ISA` | `scalar`, `avx2`, `avx512` or `avx512vnni`: forces one instruction set of the native kernels |
 | `POWERINFER_KERNELS` | `native` (default) or `torch`: which implementation of the CPU kernels runs |
+| `XDG_CACHE_HOME` | where the user's cache folder is, `~/.cache` where it is not set |
 """
 
 from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 
 from powerinfer_py.errors import OptionError
 
@@ -40,6 +42,13 @@ def forced_isa() -> str | None:
 def forced_kernels() -> str | None:
     """Value of `POWERINFER_KERNELS`, or None where it is not set. Raises OptionError outside `KERNEL_NAMES`."""
     return _choice("POWERINFER_KERNELS", KERNEL_NAMES)
+
+
+def cache_folder() -> Path:
+    """This package's folder in the user's cache folder; it need not exist. A relative XDG_CACHE_HOME is ignored."""
+    value = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(value) if value.startswith("/") else Path("~/.cache").expanduser()
+    return base / "powerinfer-py"
 
 
 def _choice(name: str, allowed: tuple[str, ...]) -> str | None:

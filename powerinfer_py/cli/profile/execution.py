@@ -10,10 +10,10 @@ from powerinfer_py.cli.progress import byte_progress, step_progress
 from powerinfer_py.cli.streams import remark
 from powerinfer_py.config import RuntimeOptions
 from powerinfer_py.errors import OptionError, printable
+from powerinfer_py.placement.statistics.profile import ActivationProfile, merge_profiles, read_profile
 from powerinfer_py.profiler.documents import CALIBRATION_TEXT, open_documents
-from powerinfer_py.profiler.folder import ProfileFolder, read_profile
+from powerinfer_py.profiler.folder import ProfileFolder
 from powerinfer_py.profiler.plot import draw_profile, require_matplotlib
-from powerinfer_py.profiler.profile import ActivationProfile, merge_profiles
 from powerinfer_py.profiler.run import ProfilePlan, ProfileRun, ProfileTiming, plan_profile
 
 FOLDER_NAME = "activation"

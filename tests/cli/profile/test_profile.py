@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from powerinfer_py.cli import profile
+from powerinfer_py.placement.statistics.profile import read_profile
 from powerinfer_py.profiler import plot
 from powerinfer_py.profiler.documents import CALIBRATION_TEXT
-from powerinfer_py.profiler.folder import read_profile
 
 FAST = ["-c", "64", "-t", "1"]
 
