@@ -80,8 +80,10 @@ char* mapped_path(uintptr_t address, char (&line)[kLineBytes]) {
 }
 
 void handle(int number, siginfo_t* info, void*) {
+    // A signal that somebody sent has no address.
+    const bool is_fault = info->si_code > 0;
     char line[kLineBytes];
-    const char* path = mapped_path(reinterpret_cast<uintptr_t>(info->si_addr), line);
+    const char* path = !is_fault ? nullptr : mapped_path(reinterpret_cast<uintptr_t>(info->si_addr), line);
     if (path) {
         write_literal("powerinfer-py: error: ");
         write_text(path, strlen(path));
@@ -93,6 +95,7 @@ void handle(int number, siginfo_t* info, void*) {
     struct sigaction standard {};
     standard.sa_handler = SIG_DFL;
     sigaction(number, &standard, nullptr);
+    if (!is_fault) raise(number);
 }
 
 }  // namespace

@@ -11,8 +11,8 @@ from helpers_models import FIXTURES
 from helpers_predictable import write_predictable, write_text
 from safetensors.numpy import load_file
 
+from powerinfer_py.placement.statistics.profile import decode_profile
 from powerinfer_py.profiler.folder import PROFILE_NAME, STATE_NAME
-from powerinfer_py.profiler.profile import decode_profile
 from powerinfer_py.tensor_files import load_state, load_tensor
 
 BEFORE = b"what was there before"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from hostile import checkpoint_cases, gguf_cases, model_cases, torch_cases, vocabulary_cases
+from hostile import checkpoint_cases, gguf_cases, gpuidx_cases, model_cases, torch_cases, vocabulary_cases
 
 CASES = (
     *gguf_cases.CASES,
+    *gpuidx_cases.CASES,
     *model_cases.CASES,
     *torch_cases.CASES,
     *checkpoint_cases.CASES,

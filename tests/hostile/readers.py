@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from hostile import gpuidx_cases
 from hostile.torch_cases import N_EMBD, N_FF, N_LAYER
 
 from powerinfer_py import LLM, SamplingParams
@@ -14,7 +15,8 @@ from powerinfer_py.convert.checkpoint.torch_file import read_torch_file
 from powerinfer_py.convert.checkpoint_source import CheckpointOptions, plan_checkpoint
 from powerinfer_py.convert.predictor_tensors import read_predictors
 from powerinfer_py.gguf import open_gguf
-from powerinfer_py.profiler.activations import read_activations
+from powerinfer_py.placement.gpuidx import load_gpu_index
+from powerinfer_py.placement.statistics.layer_files import read_activations
 from powerinfer_py.tokenizer import ChatTemplate, load_tokenizer
 
 
@@ -73,4 +75,5 @@ READERS: dict[str, Callable[[Path], object]] = {
     "torch": read_shard,
     "safetensors": read_safetensors_file,
     "checkpoint": read_checkpoint,
+    "gpuidx": lambda path: load_gpu_index(path, gpuidx_cases.N_LAYER, gpuidx_cases.N_FF),
 }
