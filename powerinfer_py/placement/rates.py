@@ -62,6 +62,11 @@ def given_rates(
     )
 
 
+def assumed_rates() -> Rates:
+    """A machine of which nothing was measured."""
+    return Rates(ASSUMED_GPU_BYTES_PER_S, ASSUMED_CPU_BYTES_PER_S, ASSUMED_SYNCHRONISE_S, ASSUMED_LAYER_S, "assumed")
+
+
 def machine_rates(n_threads: int) -> Rates:
     """The rates of this machine with `n_threads` CPU threads: from the user's cache folder, else measured and put
     there. Without a GPU its figures are those of the assumed one, and `source` says so.

@@ -111,7 +111,8 @@ def workspace_bytes(sizes: ModelSizes, n_tokens: int, *, head_on_gpu: bool) -> i
 
     float32 unless said: residual stream twice, normed input, q, k and v before and after rotation, mixed heads; gate,
     up and hidden values of every neuron, predictor's inner values and scores, mask (a byte a neuron, then a bit), ids
-    (int32) and their count a token; hot and cold parts; positions and slots (int64); logits of at most `HEAD_TOKENS` tokens.
+    (int32) and their count a token; hot and cold parts; positions and slots (int64); logits of at most `HEAD_TOKENS`
+    tokens.
     """
     config, f32 = sizes.config, FLOAT32_BYTES
     qkv = (config.n_head + config.n_head_kv) * config.head_dim + config.n_head_kv * config.head_dim_v
