@@ -84,16 +84,24 @@ def _train(inputs: Path, output: Path) -> list[str]:
     return [*argv, "--tokens", "640", "--window", "32", "--epochs", "1", "--rank", "8", "-t", "1"]
 
 
+def _gpuidx(inputs: Path, output: Path) -> list[str]:
+    # Rates that are given, for those measured differ from run to run and stand in the file.
+    rates = ["--gpu-bandwidth", "360", "--cpu-bandwidth", "60"]
+    return ["-m", str(inputs / "model.gguf"), "--neurons", "0.4", "-o", str(output), *rates]
+
+
 TOOLS = {
     "convert": Tool("convert", _convert, is_before_or_whole, is_folder=False),
     "quantize": Tool("quantize", _quantize, is_before_or_whole, is_folder=False),
+    "gpuidx": Tool("gpuidx", _gpuidx, is_before_or_whole, is_folder=False),
     "profile": Tool("profile", _profile, has_whole_statistics, is_folder=True),
     "train-predictors": Tool("train_predictors", _train, has_whole_predictors, is_folder=True),
 }
 
 
 def content(output: Path) -> dict[str, bytes]:
-    """Every file of an output by its name, the record of a training apart, which says when it was."""
+    """Every file of an output by its name, the record of a training apart, which says what it was called with."""
     if not output.is_dir():
         return {"": output.read_bytes()}
-    return {path.name: path.read_bytes() for path in sorted(output.iterdir()) if path.name != "training.json"}
+    files = (path for path in output.iterdir() if path.is_file() and path.name != "training.json")
+    return {path.name: path.read_bytes() for path in sorted(files)}

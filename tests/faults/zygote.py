@@ -5,10 +5,12 @@ Run as a script it is that process; `Zygote` is its owner's view. Children write
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
@@ -17,21 +19,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-COMMANDS = ("convert", "quantize", "profile", "train_predictors", "run", "inspect")
+COMMANDS = ("convert", "quantize", "gpuidx", "profile", "train_predictors", "run", "inspect")
 HEAVY = ("torch", "numpy", "gguf.quants", "safetensors.torch", "powerinfer_py._native", "powerinfer_py.generation.llm")
-NOBODY = 65534
+# Of linux/capability.h: the version of the interface, and passing over permissions of files and folders.
+CAPABILITY_VERSION_3, DAC_CAPABILITIES = 0x20080522, (1 << 1) | (1 << 2)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One call of a command. file_limit: RLIMIT_FSIZE. as_nobody: under a user id that owns nothing, for root."""
+    """One call of a command. file_limit: RLIMIT_FSIZE. unprivileged: permissions hold for root too."""
 
     command: str
     argv: list[str]
     stderr: str
     stdout: str = os.devnull
     file_limit: int | None = None
-    as_nobody: bool = False
+    unprivileged: bool = False
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -108,9 +111,8 @@ def child(run: Run) -> None:
         if run.file_limit is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (run.file_limit, run.file_limit))
-        if run.as_nobody and os.geteuid() == 0:
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
+        if run.unprivileged:
+            drop_privileges()
         code = import_module(f"powerinfer_py.cli.{run.command}").main(run.argv)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
@@ -122,6 +124,16 @@ def child(run: Run) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def drop_privileges() -> None:
+    """Takes from root what lets it write into folders that are shut; others never had it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = struct.pack("<Ii", CAPABILITY_VERSION_3, 0)
+    sets = ctypes.create_string_buffer(24)  # effective, permitted, inheritable, twice
+    if libc.capget(header, sets) == 0:
+        words = [word & ~DAC_CAPABILITIES if i < 3 else word for i, word in enumerate(struct.unpack("<6I", sets.raw))]
+        assert libc.capset(header, struct.pack("<6I", *words)) == 0
 
 
 if __name__ == "__main__":

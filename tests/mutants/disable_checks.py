@@ -121,8 +121,8 @@ class MutantFinder(MetaPathFinder, Loader):
         exec(self._mutant.code, module.__dict__)
 
 
-def is_killed(mutant: Mutant, part: Part) -> bool:
-    """Whether a test fails with the mutant in place; runs in a child of its own."""
+def is_killed(mutant: Mutant | None, part: Part) -> bool:
+    """Whether a test fails with the mutant in place, or as things are; runs in a child of its own."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -132,7 +132,8 @@ def is_killed(mutant: Mutant, part: Part) -> bool:
             silence = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silence, 1)
             os.dup2(silence, 2)
-            sys.meta_path.insert(0, MutantFinder(mutant))
+            if mutant is not None:
+                sys.meta_path.insert(0, MutantFinder(mutant))
             code = 0 if survives(part) else 1
         finally:
             os._exit(code)
@@ -183,6 +184,9 @@ def main(names: list[str]) -> int:
     survivors = n_mutants = 0
     for name in names or PARTS:
         part = PARTS[name]
+        if is_killed(None, part):
+            print(f"{name}: a test fails without any mutant")
+            return 1
         for module, pattern in part.modules.items():
             for mutant in mutants(module, pattern):
                 n_mutants += 1
