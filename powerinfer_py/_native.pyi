@@ -11,6 +11,12 @@ import numpy.typing as npt
 def available_isas() -> list[str]:
     """Instruction sets this CPU can run, best last; `scalar` is always among them."""
 
+def report_file_faults() -> bool:
+    """Ends the process with one line, rather than by SIGBUS, when a mapped file loses the bytes that are read.
+
+    False where somebody else handles SIGBUS, whose handler stays.
+    """
+
 class Matrix:
     """Weights in the layout of a file's type; keeps `data` alive and reads it in place."""
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "bindings.hpp"
+#include "file_faults.hpp"
 #include "quantise.hpp"
 
 namespace powerinfer {
@@ -239,6 +240,7 @@ Executor& executor_of(nb::handle kernels) { return nb::cast<CpuKernels&>(kernels
 NB_MODULE(_native, m) {
     using namespace powerinfer;
     m.def("available_isas", &available_isas);
+    m.def("report_file_faults", &report_file_faults);
     nb::class_<Matrix>(m, "Matrix")
         .def(nb::init<Bytes, int, int64_t, int64_t>(), nb::arg("data").noconvert(), nb::arg("type_id"),
              nb::arg("rows"), nb::arg("cols"))

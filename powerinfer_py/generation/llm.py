@@ -34,6 +34,8 @@ from powerinfer_py.generation.sequence import Prompt
 from powerinfer_py.generation.stats import Stats
 from powerinfer_py.generation.turn import Turn
 from powerinfer_py.gguf import open_gguf
+from powerinfer_py.gguf.file_watch import FileWatch
+from powerinfer_py.kernels.file_faults import report_file_faults
 from powerinfer_py.models.batch import ForwardBatch
 from powerinfer_py.runtime.engine import Engine
 from powerinfer_py.runtime.hybrid.device import Device
@@ -85,6 +87,7 @@ class LLM:
             **options,
         )
         self._turn = Turn()
+        report_file_faults()
         file = open_gguf(model)
         try:
             self.engine = Engine(file, self.options, device=device, choose=choose)
@@ -98,6 +101,9 @@ class LLM:
         finally:
             # The map lives as long as a weight is read from it.
             file.close()
+        # A copy was read once, and has to be that of the file that was checked.
+        _require_unchanged(file.watches)
+        self._watches = file.watches if self.options.use_mmap else ()
         self.stats = Stats(self.engine.activity, load_s=perf_counter() - started, vram=self.engine.vram)
         self.last: Completion | None = None
 
@@ -162,6 +168,7 @@ class LLM:
                 positions = torch.arange(start, start + len(chunk))
                 batch = ForwardBatch(chunk, positions, torch.zeros_like(chunk))
                 result[start : start + len(chunk)] = self.engine.forward(batch, observer=observer).numpy()
+            _require_unchanged(self._watches)
         return result
 
     def generate(
@@ -231,6 +238,9 @@ class LLM:
     ) -> None:
         self.close()
 
+    def _check_files(self) -> None:
+        _require_unchanged(self._watches)
+
     def _chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         if self.chat_template is None:
             raise ChatTemplateError("the file has no chat template: use a plain prompt")
@@ -269,7 +279,7 @@ class LLM:
             return []
         with self._turn:
             self._make_room(requests)
-            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel)
+            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel, self._check_files)
             for _ in loop.steps(requests):
                 pass
             self.last = loop.completions[-1]
@@ -294,9 +304,14 @@ class LLM:
             self.last = None
             self._make_room([request])
             on_text: TextCallback = lambda _prompt, _completion, piece: pieces.append(piece)  # noqa: E731
-            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel)
+            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel, self._check_files)
             for _ in loop.steps([request]):
                 yield from pieces
                 pieces.clear()
             yield from pieces
             self.last = loop.completions[0]
+
+
+def _require_unchanged(watches: Sequence[FileWatch]) -> None:
+    for watch in watches:
+        watch.require_unchanged()

@@ -36,7 +36,18 @@ def load_llm(model: Path, args: argparse.Namespace) -> LLM:
     """Loads the model; everything heavy is imported here."""
     from powerinfer_py.generation.llm import LLM
 
+    if args.check_tensors:
+        _check_tensors(model)
+
     return LLM(model, **llm_options(args, model))
+
+
+def _check_tensors(model: Path) -> None:
+    from powerinfer_py.gguf import open_gguf
+    from powerinfer_py.gguf.tensor_check import require_sound_tensors
+
+    with open_gguf(model) as file:
+        require_sound_tensors(file)
 
 
 def _run(args: argparse.Namespace, signals: Signals) -> int:

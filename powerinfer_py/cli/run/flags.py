@@ -298,6 +298,11 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             shown_default="as the file says",
             choices=tuple(name.value for name in Activation),
         ),
+        Flag(
+            ("--check-tensors",),
+            "before loading, look for NaN, infinities and absurd scales in the file, which end the command by name",
+            Origin.ADDED,
+        ),
         Flag(("--mlock",), "keep the model's pages in memory"),
         Flag(("--no-mmap",), "read the file into memory rather than map it"),
         Flag(("--no-repack",), "compute from the file's own order of weights: less memory, slower", Origin.ADDED),

@@ -7,8 +7,10 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers_fake_llm import BOS, FakeLLM, Runner
+from helpers_models import edited_copy
 
 from powerinfer_py.cli import run
 from powerinfer_py.cli.run import execution
@@ -318,3 +320,20 @@ def test_without_a_model_the_default_one_or_advice(
     capsys.readouterr()
     assert run.main(["-p", "a"]) == 1
     assert "name a file with -m" in capsys.readouterr().err
+
+
+def test_check_tensors_ends_the_command_by_name(
+    fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def edit(name: str, data: np.ndarray) -> np.ndarray:
+        return np.full_like(data, 0xFF) if name == "blk.1.attn_norm.weight" else data
+
+    good = fixtures / "bamboo.q4.powerinfer.gguf"
+    bad = edited_copy(good, tmp_path / "nan.gguf", edit)
+    argv = ["-p", "Hello", "-n", "1", "-t", "1", "--check-tensors", "-m"]
+    assert run.main([*argv, str(good)]) == 0
+    capsys.readouterr()
+    assert run.main([*argv, str(bad)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "blk.1.attn_norm.weight: 64 NaN weights, the first is 0" in captured.err.splitlines()[-1]
