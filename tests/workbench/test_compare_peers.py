@@ -11,9 +11,6 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from powerinfer_py import LLM
-from powerinfer_py.gguf import open_gguf
-
 ROOT = Path(__file__).parent.parent.parent
 FIXTURE = ROOT / "tests/fixtures/relu-llama.q4.powerinfer.gguf"
 DENSE = ROOT / "tests/fixtures/llama_cpp/llama.gguf"
@@ -76,25 +73,6 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert ratios == [
         {"ours": "ours predictor", "peer": "PowerInfer", "what": "decode", "median": 3.0, "min": 2.0, "max": 4.0}
     ]
-
-
-def test_bytes_per_token() -> None:
-    ours = tool("peer_this_package")
-    with LLM(FIXTURE, sparsity="predictor", threads=1) as llm, open_gguf(FIXTURE) as file:
-        llm.logits([300, 400, 500])
-        activity = llm.engine.activity
-        read = ours.bytes_per_token(file, activity, predictors_run=True)
-        assert 0 < activity.share_of_rows < 1
-        sizes = {name: info.n_bytes for name, info in file.tensors.items()}
-    ffn = sum(size for name, size in sizes.items() if "ffn_" in name and "norm" not in name)
-    # Gate, up and down have the same size and type, so the mean share of rows is the share of bytes.
-    assert read["ffn"] == pytest.approx(ffn * activity.share_of_rows)
-    assert read["predictor"] == sum(size for name, size in sizes.items() if ".fc" in name)
-    embedding_row = sizes["token_embd.weight"] / llm.config.n_vocab
-    assert read["head"] == sizes["output.weight"] + sizes["output_norm.weight"] + embedding_row
-    assert sum(read.values()) == pytest.approx(
-        sum(sizes.values()) - ffn * (1 - activity.share_of_rows) - sizes["token_embd.weight"] + embedding_row
-    )
 
 
 def test_run_with_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,9 +144,3 @@ def test_failures_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.count("\n") == 1
     assert compare.main(["--model", str(tmp_path / "none.gguf"), "--wait-idle", "0", "--repeats", "1"]) == 1
     assert "ours predictor failed" in capsys.readouterr().err
-
-
-def test_bandwidth_probe_adds_everything_up() -> None:
-    rates = tool("peer_machine").read_bandwidth(2, 1 << 20)
-    assert len(rates) == tool("peer_machine").PASSES
-    assert min(rates) > 0
