@@ -83,7 +83,9 @@ class FakeLLM:
         *,
         cancel: threading.Event | None = None,
         keep: int = 0,
+        explanation: None = None,
     ) -> Iterator[str]:
+        assert explanation is None
         if len(prompt) > self.context_length:
             raise ContextError(f"the prompt has {len(prompt)} tokens, the context holds {self.context_length}")
         self.prompts.append(list(prompt))
@@ -121,7 +123,9 @@ class FakeLLM:
         cancel: threading.Event | None = None,
         on_text: Callable[[int, int, str], None] | None = None,
         keep: int = 0,
+        explanation: None = None,
     ) -> list[Completion]:
+        assert explanation is None
         results = []
         for prompt_index, prompt in enumerate(prompts):
             for index in range(params.n):

@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from powerinfer_py.generation.completion import Completion, FinishReason
+from powerinfer_py.generation.explanation import Explanation
 from powerinfer_py.generation.sequence import Prompt, Sequence
 from powerinfer_py.generation.stats import Stats
 from powerinfer_py.models.batch import ForwardBatch
@@ -31,6 +32,7 @@ class DecodeLoop:
     """Runs prompts to their end. `on_text(prompt_index, completion_index, piece)` hears every new piece of text.
 
     require_unchanged: raises where the weights of the last forward may not have been the model's.
+    explanation: watches every forward.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class DecodeLoop:
         on_text: TextCallback | None = None,
         cancel: threading.Event | None = None,
         require_unchanged: Callable[[], None] = lambda: None,
+        explanation: Explanation | None = None,
     ) -> None:
         self._engine = engine
         self._require_unchanged = require_unchanged
@@ -49,6 +52,7 @@ class DecodeLoop:
         self._on_text = on_text
         self.completions: list[Completion] = []
         self._cancel = cancel
+        self._explanation = explanation
         self._waiting: deque[Prompt] = deque()
         self._live: list[Sequence] = []
         self._prefilling: Sequence | None = None
@@ -71,7 +75,9 @@ class DecodeLoop:
         n_prompt = -self._stats.prompt_tokens
         batch, sampled = self._make_batch()
         n_prompt += self._stats.prompt_tokens
-        logits = self._engine.forward(batch)
+        if self._explanation is not None:
+            self._explanation.begin(len(batch), n_prompt)
+        logits = self._engine.forward(batch, observer=self._explanation)
         # After the weights were read and before anything comes of it: a changed file gives an error, never wrong text.
         self._require_unchanged()
         self._stats.add_forward(perf_counter() - started, n_prompt, len(batch) - n_prompt)

@@ -30,6 +30,7 @@ from powerinfer_py.errors import (
 )
 from powerinfer_py.generation.completion import Completion
 from powerinfer_py.generation.decode import DecodeLoop, TextCallback
+from powerinfer_py.generation.explanation import Explanation
 from powerinfer_py.generation.sequence import Prompt
 from powerinfer_py.generation.stats import Stats
 from powerinfer_py.generation.turn import Turn
@@ -179,6 +180,7 @@ class LLM:
         cancel: threading.Event | None = None,
         on_text: TextCallback | None = None,
         keep: int = 0,
+        explanation: Explanation | None = None,
     ) -> list[Completion]:
         """`params.n` completions of each prompt, those of the first prompt first.
 
@@ -186,7 +188,7 @@ class LLM:
         as `max_batch` allows. on_text(prompt_index, completion_index, piece) hears the text as it comes. cancel: set it
         from another thread to end everything where it stands. keep: leading prompt tokens that survive when a full
         context drops half of the rest and goes on (-1 for the whole prompt, at most half of the context); with 0 a
-        full context ends the text.
+        full context ends the text. explanation: from `explain`, to be filled.
         """
         params = params or SamplingParams()
         batch: Sequence[PromptLike] = [prompts] if isinstance(prompts, str) else prompts
@@ -194,7 +196,7 @@ class LLM:
             raise OptionError("generate takes a text or a sequence of prompts: put token ids into a list of their own")
         seed = secrets.randbits(32) if params.seed is None else params.seed
         requests = [self._request(i, prompt, params, seed, keep) for i, prompt in enumerate(batch)]
-        return self._run(requests, on_text, cancel)
+        return self._run(requests, on_text, cancel, explanation)
 
     def stream(
         self,
@@ -203,11 +205,12 @@ class LLM:
         *,
         cancel: threading.Event | None = None,
         keep: int = 0,
+        explanation: Explanation | None = None,
     ) -> Iterator[str]:
         """One completion, piece by piece; afterwards `last` holds it whole, or None where the loop was left early."""
         params = replace(params or SamplingParams(), n=1)
         seed = secrets.randbits(32) if params.seed is None else params.seed
-        return self._stream(self._request(0, prompt, params, seed, keep), cancel)
+        return self._stream(self._request(0, prompt, params, seed, keep), cancel, explanation)
 
     def chat(self, messages: Sequence[Mapping[str, str]], params: SamplingParams | None = None) -> Completion:
         """The assistant's answer to a conversation of {"role", "content"} messages, through the file's template."""
@@ -222,6 +225,10 @@ class LLM:
     ) -> Iterator[str]:
         """As `chat`, piece by piece. Only what follows the common prefix with earlier turns is computed."""
         return self.stream(self._chat_ids(messages), params, cancel=cancel)
+
+    def explain(self) -> Explanation:
+        """An empty account of what each layer does, for one call of `generate` or `stream` to fill."""
+        return Explanation(self.engine.activity, self.config.n_ff)
 
     def close(self) -> None:
         """Ends the use of the model: later calls are refused. Its memory goes with the last reference."""
@@ -273,13 +280,17 @@ class LLM:
         return ids
 
     def _run(
-        self, requests: Sequence[Prompt], on_text: TextCallback | None, cancel: threading.Event | None
+        self,
+        requests: Sequence[Prompt],
+        on_text: TextCallback | None,
+        cancel: threading.Event | None,
+        explanation: Explanation | None,
     ) -> list[Completion]:
         if not requests:
             return []
         with self._turn:
             self._make_room(requests)
-            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel, self._check_files)
+            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel, self._check_files, explanation)
             for _ in loop.steps(requests):
                 pass
             self.last = loop.completions[-1]
@@ -298,13 +309,15 @@ class LLM:
             n_ctx = max(n_ctx, min(n_tokens, self.config.n_ctx_train))
         self.engine.reserve(n_slots, n_ctx)
 
-    def _stream(self, request: Prompt, cancel: threading.Event | None) -> Iterator[str]:
+    def _stream(
+        self, request: Prompt, cancel: threading.Event | None, explanation: Explanation | None
+    ) -> Iterator[str]:
         pieces: list[str] = []
         with self._turn:
             self.last = None
             self._make_room([request])
             on_text: TextCallback = lambda _prompt, _completion, piece: pieces.append(piece)  # noqa: E731
-            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel, self._check_files)
+            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel, self._check_files, explanation)
             for _ in loop.steps([request]):
                 yield from pieces
                 pieces.clear()

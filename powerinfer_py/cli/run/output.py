@@ -13,6 +13,7 @@ from powerinfer_py.errors import printable
 
 if TYPE_CHECKING:
     from powerinfer_py.generation.completion import Completion
+    from powerinfer_py.generation.explanation import Explanation
     from powerinfer_py.generation.llm import LLM
 
 _ENDINGS = {
@@ -78,7 +79,14 @@ def print_timings(llm: LLM) -> None:
         note(line)
 
 
-def print_json(llm: LLM, model: Path, seed: int, prompts: Sequence[str], completions: Sequence[Completion]) -> None:
+def print_json(
+    llm: LLM,
+    model: Path,
+    seed: int,
+    prompts: Sequence[str],
+    completions: Sequence[Completion],
+    explanation: Explanation | None,
+) -> None:
     """The one JSON object of --json, on one line."""
     result = {
         "model": str(model),
@@ -92,4 +100,6 @@ def print_json(llm: LLM, model: Path, seed: int, prompts: Sequence[str], complet
         "completions": [completion.to_dict() for completion in completions],
         "stats": llm.stats.to_dict(),
     }
+    if explanation is not None:
+        result["explanation"] = explanation.to_dict()
     print(json.dumps(result, allow_nan=False))

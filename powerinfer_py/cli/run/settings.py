@@ -25,6 +25,8 @@ def check_combination(args: argparse.Namespace, n_prompts: int) -> None:
         raise OptionError("--system needs --interactive")
     if args.system is not None and is_plain(args):
         raise OptionError("--system belongs to a chat; --reverse-prompt, --in-prefix and --in-suffix go without one")
+    if interactive and (args.explain or args.plot):
+        raise OptionError("--explain and --plot watch given prompts, not --interactive")
     if args.gpu_index is not None and (args.reset_gpu_index or args.disable_gpu_index):
         raise OptionError("--gpu-index contradicts --reset-gpu-index and --disable-gpu-index")
 
