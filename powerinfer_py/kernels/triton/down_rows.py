@@ -83,7 +83,9 @@ def down_kernel(
             factor = tl.where(wanted, factor, 0.0)[:, :, None]
         if STORAGE == "q4_0":
             packed = tl.load(
-                values + rows[:, None] * (N // 2) + byte[None, :], mask=reads[:, None] & (byte < N // 2)[None, :], other=0
+                values + rows[:, None] * (N // 2) + byte[None, :],
+                mask=reads[:, None] & (byte < N // 2)[None, :],
+                other=0,
             )
             packed = tl.reshape(packed, (ROWS, COLUMNS // 32, 16))
             low_total += tl.sum(tl.reshape(low_nibbles(packed) * factor, (ROWS, COLUMNS // 2)), axis=0)
@@ -192,7 +194,7 @@ def down_rows(
         n_chunks=n_chunks(n),
         N=matrix.cols,
         CHUNK=CHUNK,
-        ROWS=ROWS,
+        ROWS=CHUNK if device.type == "cpu" else ROWS,
         COLUMNS=COLUMNS,
         STAGES=2,
         STORAGE=matrix.storage,

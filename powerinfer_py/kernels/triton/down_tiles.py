@@ -30,18 +30,18 @@ def listed_rows(ids, entry, keep, LISTED: tl.constexpr):
     """Row numbers (int64) of list entries."""
     if LISTED:
         return tl.load(ids + entry, mask=keep, other=0).to(tl.int64)
-    else:
-        return entry.to(tl.int64)
+    return entry.to(tl.int64)
 
 
 @triton.jit
-def row_tile(values, scales, rows, keep, start, half_scale, N: tl.constexpr, COLUMNS: tl.constexpr, STORAGE: tl.constexpr):
+def row_tile(
+    values, scales, rows, keep, start, half_scale, N: tl.constexpr, COLUMNS: tl.constexpr, STORAGE: tl.constexpr
+):
     """Columns from `start` of whole rows as tl.dot takes them; of no q4_0."""
     if STORAGE == "f32":
         at = start + tl.arange(0, COLUMNS)
         return tl.load(values + rows[:, None] * N + at[None, :], mask=keep[:, None] & (at < N)[None, :], other=0.0)
-    else:
-        return half_tile(values, scales, rows, keep, start, half_scale, N, COLUMNS, STORAGE)
+    return half_tile(values, scales, rows, keep, start, half_scale, N, COLUMNS, STORAGE)
 
 
 @triton.jit
@@ -68,7 +68,7 @@ def store_sums(
     tl.store(y + place, total, mask=stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tokens"])
 def down_tiles_kernel(
     hidden,
     high,

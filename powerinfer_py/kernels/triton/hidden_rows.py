@@ -26,10 +26,9 @@ def first_fired(first, wanted, threshold, ACTIVATION: tl.constexpr):
     """Which neurons fire as far as their first row says; dReLU's up row is not known yet."""
     if ACTIVATION == "silu":
         return wanted
-    elif ACTIVATION == "fatrelu":
+    if ACTIVATION == "fatrelu":
         return wanted & ((first < threshold) == 0)
-    else:
-        return wanted & ((first <= 0.0) == 0)
+    return wanted & ((first <= 0.0) == 0)
 
 
 @triton.jit
@@ -128,7 +127,11 @@ def hidden_kernel(
     if OBSERVED:
         tl.store(fired_out + token * n + rows, fired.to(tl.uint8), mask=keep)
     count_program(
-        counted, token * n_programs + program, tl.sum(keep.to(tl.int32), axis=0), up_rows, tl.sum(fired.to(tl.int32), axis=0)
+        counted,
+        token * n_programs + program,
+        tl.sum(keep.to(tl.int32), axis=0),
+        up_rows,
+        tl.sum(fired.to(tl.int32), axis=0),
     )
 
 

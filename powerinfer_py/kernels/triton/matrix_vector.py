@@ -22,10 +22,9 @@ def finish(total, OUTPUT: tl.constexpr, threshold):
     """What is stored of a sum: itself, its ReLU (NaN stays), or whether it reaches the threshold (NaN does)."""
     if OUTPUT == "relu":
         return tl.where(total < 0.0, 0.0, total)
-    elif OUTPUT == "mask":
+    if OUTPUT == "mask":
         return tl.where(total < threshold, 0, 1).to(tl.uint8)
-    else:
-        return total
+    return total
 
 
 @triton.jit

@@ -59,10 +59,9 @@ def row_products(
     """
     if STORAGE == "q4_0":
         return _nibble_products(values, scales, rows, keep, x, N, ROWS, STEP // 32, STAGES)
-    elif STORAGE == "q8_0":
+    if STORAGE == "q8_0":
         return _byte_products(values, scales, rows, keep, x, N, ROWS, STEP // 32, STAGES)
-    else:
-        return _float_products(values, rows, keep, x, N, ROWS, STEP, STAGES)
+    return _float_products(values, rows, keep, x, N, ROWS, STEP, STAGES)
 
 
 @triton.jit
@@ -92,9 +91,7 @@ def _byte_products(
         inside = at < N // 32
         wanted = keep[:, None] & inside[None, :]  # (ROWS, BLOCKS)
         at_weight = at[:, None] * 32 + place[None, :]  # (BLOCKS, 32)
-        quants = tl.load(
-            values + rows[:, None, None] * N + at_weight[None, :, :], mask=wanted[:, :, None], other=0
-        )
+        quants = tl.load(values + rows[:, None, None] * N + at_weight[None, :, :], mask=wanted[:, :, None], other=0)
         d = tl.load(scales + rows[:, None] * (N // 32) + at[None, :], mask=wanted, other=0.0)
         part = tl.load(x + at_weight, mask=inside[:, None], other=0.0)
         total += tl.sum(signed_bytes(quants) * part[None, :, :], axis=2) * d.to(tl.float32)
