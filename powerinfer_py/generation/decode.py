@@ -28,10 +28,7 @@ TextCallback = Callable[[int, int, str], None]
 
 
 class DecodeLoop:
-    """Runs prompts to their end. `on_text(prompt_index, completion_index, piece)` hears every new piece of text.
-
-    require_unchanged: raises where the weights of the last forward may not have been the model's.
-    """
+    """Runs prompts to their end. `on_text(prompt_index, completion_index, piece)` hears every new piece of text."""
 
     def __init__(
         self,
@@ -40,10 +37,8 @@ class DecodeLoop:
         stats: Stats,
         on_text: TextCallback | None = None,
         cancel: threading.Event | None = None,
-        require_unchanged: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = engine
-        self._require_unchanged = require_unchanged
         self._tokenizer = tokenizer
         self._stats = stats
         self._on_text = on_text
@@ -72,8 +67,6 @@ class DecodeLoop:
         batch, sampled = self._make_batch()
         n_prompt += self._stats.prompt_tokens
         logits = self._engine.forward(batch)
-        # After the weights were read and before anything comes of it: a changed file gives an error, never wrong text.
-        self._require_unchanged()
         self._stats.add_forward(perf_counter() - started, n_prompt, len(batch) - n_prompt)
         self._sample(sampled, logits)
 

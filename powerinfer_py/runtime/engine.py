@@ -6,11 +6,13 @@ engines can live in one process; a pipeline over ranges is a composition of engi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from powerinfer_py.config import ModelConfig, RuntimeOptions, Sparsity
 from powerinfer_py.errors import ContextError, OptionError
 from powerinfer_py.gguf import GGUFFile
+from powerinfer_py.gguf.file_watch import FileWatch
 from powerinfer_py.kernels import fallback_notices, make_kernels
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.kernels.matrix import RopeTable
@@ -66,6 +68,9 @@ class Engine:
         self.transformer, self._frequency_factors = self._load(file)
         self.activity = Activity(len(self.layers), gated=self.transformer.architecture.gated)
         self._rope = self._make_rope(n_ctx)
+        # Weights that were copied have to be those of the file that was checked; mapped ones are read at every step.
+        _require_unchanged(file.watches)
+        self._watches = file.watches if options.use_mmap else ()
 
     @property
     def n_ctx(self) -> int:
@@ -86,7 +91,8 @@ class Engine:
         """Runs the engine's layers over a batch and notes its tokens in the cache.
 
         hidden: (T, n_embd) from the engine before this one; None where this one holds layer 0. Returns logits
-        (K, n_vocab) where the last layer is this engine's, else the residual stream (T, n_embd).
+        (K, n_vocab) where the last layer is this engine's, else the residual stream (T, n_embd). Raises FileFormatError
+        where the file was written to since it was opened, for then nothing that was computed can be trusted.
         """
         if hidden is None and self.layers.start > 0:
             raise ValueError(f"layers {self.layers} need the residual stream of those before them")
@@ -95,11 +101,13 @@ class Engine:
         x = self.transformer.embed(kernels, batch) if hidden is None else hidden
         step = Step(batch, self.cache.layers, self._rope, self.activity, observer)
         x = self.transformer.run_layers(kernels, x, step)
+        if self.layers.stop == self.config.n_layer:
+            x = self.transformer.head(kernels, x, batch)
+        # After the weights were read, before anything comes of them.
+        _require_unchanged(self._watches)
         for slot, token in zip(batch.slots.tolist(), batch.token_ids.tolist(), strict=True):
             self.cache.append(slot, (token,))
-        if self.layers.stop < self.config.n_layer:
-            return x
-        return self.transformer.head(kernels, x, batch)
+        return x
 
     def _load(self, file: GGUFFile) -> tuple[Transformer, Tensor | None]:
         architecture = architecture_named(self.config.architecture)
@@ -123,6 +131,11 @@ class Engine:
             return None
         halves = self.transformer.architecture.positions is PositionKind.ROPE_HALVES
         return rope_table(self.config.rope, n_ctx, halves=halves, frequency_factors=self._frequency_factors)
+
+
+def _require_unchanged(watches: Sequence[FileWatch]) -> None:
+    for watch in watches:
+        watch.require_unchanged()
 
 
 def _make_kernels(options: RuntimeOptions) -> tuple[Kernels, Kernels]:

@@ -17,6 +17,7 @@ from faults.zygote import Run
 from powerinfer_py import LLM, SamplingParams
 from powerinfer_py.errors import FileFormatError
 from powerinfer_py.gguf import open_gguf
+from powerinfer_py.runtime import engine
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
@@ -61,10 +62,8 @@ def test_written_to_while_text_is_streamed(model: Path) -> None:
 
 
 def test_written_to_while_it_was_loaded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from powerinfer_py.generation import llm
-
-    load = llm.load_tokenizer
-    monkeypatch.setattr(llm, "load_tokenizer", lambda metadata: (overwrite(model), load(metadata))[1])
+    resolve = engine.resolve_sparsity
+    monkeypatch.setattr(engine, "resolve_sparsity", lambda *given: (overwrite(model), resolve(*given))[1])
     for use_mmap in (True, False):
         with pytest.raises(FileFormatError, match="changed while it was in use"):
             LLM(model, threads=1, use_mmap=use_mmap)
@@ -123,6 +122,7 @@ def test_cut_while_the_command_generates(repack: bool, model: Path, workshop: Wo
 CUT = """
 import os, sys
 from powerinfer_py.gguf import open_gguf
+from powerinfer_py.runtime import engine
 from powerinfer_py.kernels.file_faults import report_file_faults
 assert report_file_faults() and report_file_faults()
 file = open_gguf(sys.argv[1])
