@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def pins() -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in pairs}
 
 
+@cache
 def installed() -> dict[str, metadata.Distribution]:
     """What is installed of the declared names, the tools, and all that they need."""
     found: dict[str, metadata.Distribution] = {}
@@ -102,6 +104,7 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+@cache
 def listed() -> dict[str, str]:
     rows = re.findall(r"^\| ([a-z0-9-]+) \| ([^|]+) \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     return dict(rows)

@@ -51,7 +51,7 @@ PARTS = {
     ),
     "gpuidx": Part({"placement.gpuidx": ""}, ("gpuidx_cases",), ("tests/placement/test_gpuidx.py",)),
     "budget": Part(
-        {"placement.budget": "", "cli.run.values": "GiB|budget", "config": "budget"},
+        {"placement.budget": "", "cli.run.values": "GiB|finite", "config": "budget"},
         (),
         ("tests/placement/test_budget.py", "tests/cli/run/test_values.py", "tests/test_config.py"),
     ),
