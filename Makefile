@@ -7,18 +7,21 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE_SOURCES := $(shell find powerinfer_py/csrc -type f)
 # Without a compiler the package runs on torch kernels; with one, a build that fails is an error.
 NATIVE := $(if $(shell command -v $${CXX:-c++} || command -v g++ || command -v clang++),POWERINFER_REQUIRE_NATIVE=1)
-PROMPT ?= The capital of France is
+PROMPT ?= My dear sister
 
-.PHONY: help run test sanitize fuzz soak mutants lint wheel clean
+.PHONY: help run test demo sanitize fuzz soak mutants lint wheel clean
 
 help:  ## lists the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' Makefile
 
 run: $(INSTALLED)  ## installs and generates text with the default model (PROMPT="...")
-	$(BIN)/powerinfer-run -p "$(PROMPT)" -n 64
+	$(BIN)/powerinfer-run -p "$(PROMPT)" -n 128
 
 test: $(INSTALLED)  ## installs and runs the whole test suite
 	$(BIN)/python -m pytest
+
+demo: $(INSTALLED)  ## rebuilds the shipped model from its parts (CHECKPOINT=folder takes new dense weights)
+	$(BIN)/python tools/build_demo_files.py $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 
 # Races do not depend on how weights are unpacked: of the weight types, one of each way that threads share work.
 sanitize: $(INSTALLED)  ## runs the native tests under the address, undefined behaviour and thread sanitizers

@@ -55,6 +55,7 @@ class FakeLLM:
         self.tokenizer = SimpleNamespace(bos_id=BOS if self.has_bos else None)
         self.sparsity = "dense"
         self.notices = ["a notice"]
+        self.memory_table = ["GPU memory: a line"]
         figures = {"types_text": "f16", "n_bytes": 3 << 20, "n_slots": 1, "n_ctx": self.context_length}
         self.kv_cache = SimpleNamespace(**figures, to_dict=lambda: {"bytes": 3 << 20})
         self.stats = FakeStats()
@@ -82,7 +83,9 @@ class FakeLLM:
         *,
         cancel: threading.Event | None = None,
         keep: int = 0,
+        explanation: None = None,
     ) -> Iterator[str]:
+        assert explanation is None
         if len(prompt) > self.context_length:
             raise ContextError(f"the prompt has {len(prompt)} tokens, the context holds {self.context_length}")
         self.prompts.append(list(prompt))
@@ -120,7 +123,9 @@ class FakeLLM:
         cancel: threading.Event | None = None,
         on_text: Callable[[int, int, str], None] | None = None,
         keep: int = 0,
+        explanation: None = None,
     ) -> list[Completion]:
+        assert explanation is None
         results = []
         for prompt_index, prompt in enumerate(prompts):
             for index in range(params.n):

@@ -1,4 +1,4 @@
-"""Times this package beside PowerInfer and llama.cpp on models of the same shape, in turn, within one run.
+"""Times this package beside PowerInfer, llama.cpp and transformers on models of the same shape, in turn, in one run.
 
     python tools/compare_peers.py --model m.powerinfer.gguf --dense-twin dense.gguf \\
         --llama-cpp-python llama/bin/python --powerinfer PowerInfer/build/bin/main --json result.json
@@ -8,7 +8,8 @@ one round after the other, and each ratio is taken within a round. `peer_*.py` s
 the driver waits for an idle machine, at most `--wait-idle` seconds, and during one it counts the processor time that
 others took: engines whose threads wait for each other become many times slower when another process takes one core. A
 disturbed sample is taken again, at most `--retries` times, whatever it showed; the JSON keeps it apart, and where the
-last one was disturbed too, the table says so. It measures; it asserts nothing.
+last one was disturbed too, the table says so. It measures; it asserts nothing, but for `--check FILE`, which repeats
+the shortest row of a result file with the sizes that the file was made with, and fails where the two do not agree.
 """
 
 from __future__ import annotations
@@ -21,20 +22,22 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from time import perf_counter, sleep
 from typing import Any
 
 from peer_machine import describe
+from peer_rows import RATES, Sample, agreement, shortest_row
 
-from powerinfer_py.errors import OptionError, PowerInferError, printable
+from powerinfer_py.errors import FileFormatError, OptionError, PowerInferError, printable
+from powerinfer_py.predictor.files import read_json
 
 HERE = Path(__file__).parent
-RATES = {"decode": "decode_tokens_per_s", "prompt": "prompt_tokens_per_s"}
 # Processors that others may keep busy before and during a sample.
 IDLE_CORES = 0.1
-Sample = dict[str, Any]
+PEERS = ("PowerInfer", "llama.cpp dense", "transformers")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,10 @@ def engines_from(options: argparse.Namespace) -> list[Engine]:
         if options.llama_cpp_python is not None:
             llama = (str(options.llama_cpp_python), str(HERE / "peer_llama_cpp.py"))
             engines.append(Engine("llama.cpp dense", (*llama, str(options.dense_twin), *sizes)))
+    if options.checkpoint is not None:
+        python = str(options.transformers or sys.executable)
+        peer = (python, str(HERE / "peer_transformers.py"), str(options.checkpoint), "--dtype", options.dtype)
+        engines.append(Engine("transformers", (*peer, *sizes)))
     probe = (
         sys.executable,
         str(HERE / "peer_machine.py"),
@@ -121,7 +128,7 @@ def compare(samples: dict[str, list[Sample]]) -> list[dict[str, Any]]:
     """Ratios of ours to each peer, for decode and prompt: median, least and most over the rounds."""
     result = []
     for ours in (name for name in samples if name.startswith("ours")):
-        for peer in (name for name in samples if name in ("PowerInfer", "llama.cpp dense")):
+        for peer in (name for name in samples if name in PEERS):
             if ours == "ours dense" and peer == "PowerInfer":
                 continue
             for what, key in RATES.items():
@@ -228,6 +235,10 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--sparsity", nargs="+", default=["predictor"], choices=["predictor", "exact", "dense"])
     result.add_argument("--llama-cpp-python", type=Path, metavar="PYTHON", help="a Python that has llama_cpp")
     result.add_argument("--powerinfer", type=Path, metavar="MAIN", help="PowerInfer's binary")
+    result.add_argument("--checkpoint", type=Path, metavar="DIR", help="a Hugging Face folder, for transformers")
+    result.add_argument("--transformers", type=Path, metavar="PYTHON", help="a Python that has it (default: this one)")
+    result.add_argument("--dtype", default="bfloat16", help="type that transformers computes in (default: bfloat16)")
+    result.add_argument("--check", type=Path, metavar="FILE", help="repeat the shortest row of this result file")
     result.add_argument("--threads", type=int, default=2)
     result.add_argument("--n", type=int, default=32, help="tokens to decode")
     result.add_argument("--prompt", type=int, default=512, help="tokens of the prompt that is timed; 0 for none")
@@ -237,6 +248,38 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--probe-mib", type=int, default=2048, help="buffer of the bandwidth probe, larger than caches")
     result.add_argument("--json", type=Path, metavar="FILE", help="also write everything there, raw samples included")
     return result
+
+
+def check(options: argparse.Namespace) -> int:
+    """Repeats the shortest row of a result file; 0 where it agrees. Models and engines are those given now, if any.
+
+    Raises FileFormatError for a file that is no such result, or of which nothing can be repeated.
+    """
+    recorded = read_json(options.check)
+    try:
+        made_with = parser().parse_args([str(argument) for argument in recorded["command"][1:]])
+        samples, machine = recorded["samples"], recorded["machine"]
+    except (KeyError, TypeError, SystemExit):
+        raise FileFormatError("is no result of compare_peers.py", path=options.check) from None
+    for name in ("model", "dense_twin", "llama_cpp_python", "powerinfer", "checkpoint", "transformers"):
+        given = getattr(options, name)
+        path = getattr(made_with, name) if given is None else given
+        setattr(made_with, name, path if path is not None and path.exists() else None)
+    for name in ("repeats", "wait_idle", "retries"):
+        setattr(made_with, name, getattr(options, name))
+    engines = {engine.name: engine for engine in engines_from(made_with)}
+    name = shortest_row(samples, list(engines))
+    repeated, disturbed = run_rounds([engines[name]], made_with)
+    if describe()["cpu"] != machine["cpu"]:
+        print(f"the file is of another CPU, {printable(str(machine['cpu']))}", file=sys.stderr)
+    found = agreement(samples[name], repeated[name])
+    for what, row in found.items():
+        ranges = (f"{row[when][0]:.2f} to {row[when][1]:.2f} tokens/s {when}" for when in ("recorded", "repeated"))
+        print(f"{name}, {what}: {', '.join(ranges)}: {'agrees' if row['agrees'] else 'DIFFERS'}")
+    agrees = all(row["agrees"] for row in found.values())
+    result = {"row": name, "agrees": agrees, **found, "samples": repeated, "disturbed": disturbed}
+    print(json.dumps({"machine": describe(), "commit": commit(), "checked": str(options.check), **result}))
+    return 0 if agrees else 1
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -250,13 +293,17 @@ def main(argv: list[str] | None = None) -> int:
             raise OptionError(
                 "--threads, --n, --repeats and --probe-mib must be 1 or more, --prompt and --retries 0 or more"
             )
+        if options.check is not None:
+            return check(options)
         samples, disturbed = run_rounds(engines_from(options), options)
     except PowerInferError as error:
         print(f"compare_peers: {error}", file=sys.stderr)
         return 1
     summary, ratios = summarise(samples), compare(samples)
     result = {"summary": summary, "ratios": ratios}
-    context = {"machine": describe(), "commit": commit(), "command": sys.argv if argv is None else argv}
+    command = sys.argv if argv is None else ["tools/compare_peers.py", *argv]
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    context = {"machine": describe(), "commit": commit(), "date": date, "command": command}
     if options.json is not None:
         options.json.write_text(
             json.dumps({**context, **result, "samples": samples, "disturbed": disturbed}, indent=1) + "\n"

@@ -1,7 +1,6 @@
 """What the machine is, and how fast it reads memory: the yardstick beside which speeds are reported.
 
-The probe is a lower bound of what memory gives, not a benchmark of it: each thread adds up the 64-bit words of its own
-part of a buffer far larger than the caches, with numpy, which lets go of the interpreter's lock. Run as a script, it
+The probe is the package's own (`powerinfer_py.runtime.memory_bandwidth`, which says what it is). Run as a script, it
 prints one JSON line.
 
     python tools/peer_machine.py --threads 2
@@ -13,50 +12,33 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from time import perf_counter
 
-import numpy as np
-
-BUFFER_BYTES = 2 << 30
-PASSES = 7
-
-
-def read_bandwidth(threads: int, buffer_bytes: int = BUFFER_BYTES) -> list[float]:
-    """GB/s (10^9 bytes) of each pass over the buffer."""
-    words = np.ones(buffer_bytes // 8, np.int64)
-    parts = np.array_split(words, threads)
-    rates = []
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(np.sum, parts))
-        for _ in range(PASSES):
-            started = perf_counter()
-            total = sum(int(part) for part in pool.map(np.sum, parts))
-            rates.append(words.nbytes / (perf_counter() - started) / 1e9)
-            if total != len(words):
-                raise AssertionError("the sum is wrong")
-    return rates
+from powerinfer_py.cli.inspect.system import cpu_model
+from powerinfer_py.runtime.memory_bandwidth import BUFFER_BYTES, read_bandwidth
 
 
 def describe() -> dict[str, object]:
-    """CPU, cores, memory and system."""
+    """CPU, cores, memory, GPUs and system."""
     return {
         "cpu": cpu_model(),
         "logical_cores": os.cpu_count(),
         "ram_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": gpus(),
         "system": platform.platform(),
         "python": platform.python_version(),
     }
 
 
-def cpu_model() -> str:
-    """The processor's name, as /proc has it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def gpus() -> list[str]:
+    """Name, memory and driver of each NVIDIA GPU; empty where the driver's tool finds none or does not exist."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
 
 
 def main(argv: list[str] | None = None) -> int:

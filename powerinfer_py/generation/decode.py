@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from powerinfer_py.generation.completion import Completion, FinishReason
+from powerinfer_py.generation.explanation import Explanation
 from powerinfer_py.generation.sequence import Prompt, Sequence
 from powerinfer_py.generation.stats import Stats
 from powerinfer_py.models.batch import ForwardBatch
@@ -28,7 +29,10 @@ TextCallback = Callable[[int, int, str], None]
 
 
 class DecodeLoop:
-    """Runs prompts to their end. `on_text(prompt_index, completion_index, piece)` hears every new piece of text."""
+    """Runs prompts to their end. `on_text(prompt_index, completion_index, piece)` hears every new piece of text.
+
+    explanation: watches every forward.
+    """
 
     def __init__(
         self,
@@ -37,6 +41,7 @@ class DecodeLoop:
         stats: Stats,
         on_text: TextCallback | None = None,
         cancel: threading.Event | None = None,
+        explanation: Explanation | None = None,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
@@ -44,6 +49,7 @@ class DecodeLoop:
         self._on_text = on_text
         self.completions: list[Completion] = []
         self._cancel = cancel
+        self._explanation = explanation
         self._waiting: deque[Prompt] = deque()
         self._live: list[Sequence] = []
         self._prefilling: Sequence | None = None
@@ -66,7 +72,9 @@ class DecodeLoop:
         n_prompt = -self._stats.prompt_tokens
         batch, sampled = self._make_batch()
         n_prompt += self._stats.prompt_tokens
-        logits = self._engine.forward(batch)
+        if self._explanation is not None:
+            self._explanation.begin(len(batch), n_prompt)
+        logits = self._engine.forward(batch, observer=self._explanation)
         self._stats.add_forward(perf_counter() - started, n_prompt, len(batch) - n_prompt)
         self._sample(sampled, logits)
 
@@ -103,7 +111,7 @@ class DecodeLoop:
         last: list[int] = []
         sampled: list[Sequence] = []
         for sequence in self._live:
-            room = max(1, self._engine.options.batch_size - len(ids))
+            room = max(1, self._engine.batch_size - len(ids))
             chunk = sequence.pending[:room]
             del sequence.pending[:room]
             start = len(cache.tokens[sequence.slot])

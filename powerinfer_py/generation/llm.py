@@ -30,6 +30,7 @@ from powerinfer_py.errors import (
 )
 from powerinfer_py.generation.completion import Completion
 from powerinfer_py.generation.decode import DecodeLoop, TextCallback
+from powerinfer_py.generation.explanation import Explanation
 from powerinfer_py.generation.sequence import Prompt
 from powerinfer_py.generation.stats import Stats
 from powerinfer_py.generation.turn import Turn
@@ -37,6 +38,8 @@ from powerinfer_py.gguf import open_gguf
 from powerinfer_py.kernels.file_faults import report_file_faults
 from powerinfer_py.models.batch import ForwardBatch
 from powerinfer_py.runtime.engine import Engine
+from powerinfer_py.runtime.hybrid.device import Device
+from powerinfer_py.runtime.hybrid.model import Chooser
 from powerinfer_py.runtime.kv_cache import KVCache
 from powerinfer_py.tokenizer import ChatTemplate, encode_chat, load_tokenizer
 
@@ -53,7 +56,9 @@ class LLM:
     """A model ready to run.
 
     model: path of a `.powerinfer.gguf` or `.gguf` file. vram_budget in GiB. sparsity: "auto", "predictor", "exact" or
-    "dense". Further keywords are fields of `RuntimeOptions`, such as cache_type_k="q8_0". Raises FileFormatError,
+    "dense". device: a stand-in for a GPU (`runtime.hybrid.stand_in.StandIn`); None for the machine's own. choose: what
+    goes where; None for the GPU index, or the solver. Further keywords are fields of `RuntimeOptions`, such as
+    cache_type_k="q8_0". Raises FileFormatError,
     ModelError, UnsupportedError, TokenizerError for the file, OptionError, ContextError and DeviceError for the
     options; later calls raise FileFormatError where the file was written to since. A file that is cut short while it is
     mapped ends the process with exit code 1 and one line, unless the program handles SIGBUS itself.
@@ -67,6 +72,8 @@ class LLM:
         sparsity: str = "auto",
         threads: int | None = None,
         context_length: int | None = None,
+        device: Device | None = None,
+        choose: Chooser | None = None,
         **options: Any,
     ) -> None:
         started = perf_counter()
@@ -84,7 +91,7 @@ class LLM:
         report_file_faults()
         file = open_gguf(model)
         try:
-            self.engine = Engine(file, self.options)
+            self.engine = Engine(file, self.options, device=device, choose=choose)
             self.tokenizer = load_tokenizer(file.metadata)
             if self.tokenizer.n_vocab > self.config.n_vocab:
                 raise TokenizerError(f"{self.tokenizer.n_vocab} tokens, but the head has {self.config.n_vocab} rows")
@@ -95,7 +102,7 @@ class LLM:
         finally:
             # The map lives as long as a weight is read from it.
             file.close()
-        self.stats = Stats(self.engine.activity, load_s=perf_counter() - started)
+        self.stats = Stats(self.engine.activity, load_s=perf_counter() - started, vram=self.engine.vram)
         self.last: Completion | None = None
 
     @property
@@ -124,6 +131,11 @@ class LLM:
         return list(self.engine.notices)
 
     @property
+    def memory_table(self) -> list[str]:
+        """What of the VRAM budget goes where, a line each; empty without a GPU."""
+        return self.engine.memory_table
+
+    @property
     def load_s(self) -> float:
         """Seconds it took to load."""
         return self.stats.load_s
@@ -148,7 +160,7 @@ class LLM:
             self.engine.reserve(1, max(self.context_length, len(ids)))
             self.engine.cache.truncate(0, 0)
             result = np.empty((len(ids), self.config.n_vocab), dtype=np.float32)
-            size = self.options.batch_size
+            size = self.engine.batch_size
             for start in range(0, len(ids), size):
                 chunk = torch.tensor(ids[start : start + size], dtype=torch.int64)
                 positions = torch.arange(start, start + len(chunk))
@@ -164,6 +176,7 @@ class LLM:
         cancel: threading.Event | None = None,
         on_text: TextCallback | None = None,
         keep: int = 0,
+        explanation: Explanation | None = None,
     ) -> list[Completion]:
         """`params.n` completions of each prompt, those of the first prompt first.
 
@@ -171,7 +184,7 @@ class LLM:
         as `max_batch` allows. on_text(prompt_index, completion_index, piece) hears the text as it comes. cancel: set it
         from another thread to end everything where it stands. keep: leading prompt tokens that survive when a full
         context drops half of the rest and goes on (-1 for the whole prompt, at most half of the context); with 0 a
-        full context ends the text.
+        full context ends the text. explanation: from `explain`, to be filled.
         """
         params = params or SamplingParams()
         batch: Sequence[PromptLike] = [prompts] if isinstance(prompts, str) else prompts
@@ -179,7 +192,7 @@ class LLM:
             raise OptionError("generate takes a text or a sequence of prompts: put token ids into a list of their own")
         seed = secrets.randbits(32) if params.seed is None else params.seed
         requests = [self._request(i, prompt, params, seed, keep) for i, prompt in enumerate(batch)]
-        return self._run(requests, on_text, cancel)
+        return self._run(requests, on_text, cancel, explanation)
 
     def stream(
         self,
@@ -188,11 +201,12 @@ class LLM:
         *,
         cancel: threading.Event | None = None,
         keep: int = 0,
+        explanation: Explanation | None = None,
     ) -> Iterator[str]:
         """One completion, piece by piece; afterwards `last` holds it whole, or None where the loop was left early."""
         params = replace(params or SamplingParams(), n=1)
         seed = secrets.randbits(32) if params.seed is None else params.seed
-        return self._stream(self._request(0, prompt, params, seed, keep), cancel)
+        return self._stream(self._request(0, prompt, params, seed, keep), cancel, explanation)
 
     def chat(self, messages: Sequence[Mapping[str, str]], params: SamplingParams | None = None) -> Completion:
         """The assistant's answer to a conversation of {"role", "content"} messages, through the file's template."""
@@ -208,9 +222,14 @@ class LLM:
         """As `chat`, piece by piece. Only what follows the common prefix with earlier turns is computed."""
         return self.stream(self._chat_ids(messages), params, cancel=cancel)
 
+    def explain(self) -> Explanation:
+        """An empty account of what each layer does, for one call of `generate` or `stream` to fill."""
+        return Explanation(self.engine.activity, self.config.n_ff)
+
     def close(self) -> None:
         """Ends the use of the model: later calls are refused. Its memory goes with the last reference."""
         self._turn.close()
+        self.engine.close()
         if self.chat_template is not None:
             self.chat_template.close()
 
@@ -254,13 +273,17 @@ class LLM:
         return ids
 
     def _run(
-        self, requests: Sequence[Prompt], on_text: TextCallback | None, cancel: threading.Event | None
+        self,
+        requests: Sequence[Prompt],
+        on_text: TextCallback | None,
+        cancel: threading.Event | None,
+        explanation: Explanation | None,
     ) -> list[Completion]:
         if not requests:
             return []
         with self._turn:
             self._make_room(requests)
-            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel)
+            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel, explanation)
             for _ in loop.steps(requests):
                 pass
             self.last = loop.completions[-1]
@@ -271,18 +294,23 @@ class LLM:
         n_sequences = sum(request.params.n for request in requests)
         n_tokens = max(len(request.token_ids) + max(0, request.params.max_tokens) for request in requests)
         n_slots = min(n_sequences, GROWN_BATCH) if self.options.max_batch is None else self.options.max_batch
+        if not self.kv_cache.grows:
+            # Sequences beyond those that the budget has room for take turns.
+            n_slots = self.kv_cache.n_slots
         n_ctx = self.context_length
         if self.options.context_length is None:
             n_ctx = max(n_ctx, min(n_tokens, self.config.n_ctx_train))
         self.engine.reserve(n_slots, n_ctx)
 
-    def _stream(self, request: Prompt, cancel: threading.Event | None) -> Iterator[str]:
+    def _stream(
+        self, request: Prompt, cancel: threading.Event | None, explanation: Explanation | None
+    ) -> Iterator[str]:
         pieces: list[str] = []
         with self._turn:
             self.last = None
             self._make_room([request])
             on_text: TextCallback = lambda _prompt, _completion, piece: pieces.append(piece)  # noqa: E731
-            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel)
+            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel, explanation)
             for _ in loop.steps([request]):
                 yield from pieces
                 pieces.clear()

@@ -113,25 +113,33 @@ class Program:
         counts = np.concatenate([option.counts for option in self.options])
         return float(x[: counts.size][counts != ON_CPU].sum())
 
-    def choice(self, columns: Sequence[Integers], x: Floats) -> Choice:
-        """The choice that a solution means, or one beside it where it has layers in parts: as many blocks as it has in
-        all, those first of which it has most. Within the limits, with nothing left unused.
+    def choices(self, columns: Sequence[Integers], x: Floats) -> list[Choice]:
+        """What a binary solution means, or choices beside it where it has layers in parts: as many blocks as it has in
+        all, those first of which it has most, or a run of layers, which costs two changes of side and no more. All
+        within the limits, with nothing left unused.
         """
-        choice = Choice.nothing(self.problem, self.tables)
-        parts, start = [], 0
+        counts, parts, start = [], [], 0
         for layer, at in enumerate(columns):
-            values, counts = x[start : start + at.size], self.options[layer].counts[at]
+            values, options = x[start : start + at.size], self.options[layer].counts[at]
             start += at.size
-            on_gpu = counts != ON_CPU
+            on_gpu = options != ON_CPU
             parts.append(float(values[on_gpu].sum()))
-            choice.counts[layer] = int(counts[on_gpu][int(np.argmax(values[on_gpu]))])
-        n_blocks = round(sum(parts))
-        ranked = sorted(range(len(parts)), key=lambda layer: (-round(parts[layer], 6), layer))
-        for place, layer in enumerate(ranked):
-            choice.blocks[layer] = place < n_blocks
-            if not choice.blocks[layer]:
-                choice.counts[layer] = 0
-        choice.head = self.problem.blocks_given or bool(x[start] > 0.5)
+            counts.append(int(options[on_gpu][int(np.argmax(values[on_gpu]))]))
+        n_layer, n_blocks = len(parts), round(sum(parts))
+        ranked = sorted(range(n_layer), key=lambda layer: (-round(parts[layer], 6), layer))
+        head = self.problem.blocks_given or bool(x[start] > 0.5)
+        chosen = [set(ranked[:n_blocks])]
+        if 0 < n_blocks < n_layer:
+            windows = np.convolve(parts, np.ones(n_blocks), "valid").round(6)
+            # The last layers are beside the head.
+            starts = (windows.size - 1 - int(np.argmax(windows[::-1])), windows.size - 1)
+            chosen.extend(set(range(first, first + n_blocks)) for first in starts)
+        return [self._choice(layers, counts, head) for layers in {frozenset(layers) for layers in chosen}]
+
+    def _choice(self, layers: frozenset[int], counts: list[int], head: bool) -> Choice:
+        blocks = [layer in layers for layer in range(len(counts))]
+        wanted = [count if block else 0 for count, block in zip(counts, blocks, strict=True)]
+        choice = Choice(self.problem, self.tables, blocks, wanted, head)
         # HiGHS keeps its constraints to a relative 1e-7 only, and a rounded relaxation need not keep them at all.
         choice.shrink()
         choice.fill()

@@ -29,8 +29,8 @@ PROMISED_GAP = 1e-3
 @dataclass(frozen=True, eq=False)
 class Solution:
     """placement: after filling. seconds: its expected time of a token. n_bytes: of the budget. bound_s: no placement in
-    the solver's groups is faster; None where no bound was asked for. gap: share by which the solver's choice, before
-    filling, may miss the bound.
+    the solver's groups is faster; None where nothing was minimised, as where everything fits. gap: share of `seconds`
+    by which the placement may miss the bound.
     """
 
     placement: Placement
@@ -44,10 +44,14 @@ class Solution:
 def solve(problem: Problem) -> Solution:
     """The fastest placement in groups of neurons, then filled up to single ones."""
     started = perf_counter()
-    program = Program(problem, candidates(problem))
+    tables = candidates(problem)
+    everything = Choice.everything(problem, tables)
+    if everything.fits:
+        return _solution(everything, None, 0.0, started)
+    program = Program(problem, tables)
     bound, relaxed = _relaxation(program)
     every = program.every_option()
-    best = min((program.choice(every, x) for x in relaxed), key=lambda choice: choice.total_seconds)
+    best = _fastest([choice for x in relaxed for choice in program.choices(every, x)])
     left_s = TIME_LIMIT_S - (perf_counter() - started)
     if _gap(best, bound) > RELATIVE_GAP and (left_s > 0 or _gap(best, bound) > PROMISED_GAP):
         columns = every if program.is_small else program.near_support(relaxed)
@@ -55,12 +59,17 @@ def solve(problem: Problem) -> Solution:
         if program.is_small:
             bound = max(bound, found.bound_s)
         if found.x is not None:
-            best = min(best, program.choice(columns, found.x), key=lambda choice: choice.total_seconds)
+            best = _fastest([best, *program.choices(columns, found.x)])
     return _solution(best, bound, _gap(best, bound), started)
 
 
+def _fastest(choices: list[Choice]) -> Choice:
+    """The fastest; of equal ones the one that uses more bytes, and then the first layers."""
+    return min(choices, key=lambda choice: (choice.total_seconds, -choice.n_bytes, [not b for b in choice.blocks]))
+
+
 def _gap(choice: Choice, bound: float) -> float:
-    return max(0.0, 1.0 - bound / choice.total_seconds)
+    return min(1.0, max(0.0, 1.0 - bound / choice.total_seconds))
 
 
 def _relaxation(program: Program) -> tuple[float, list[Floats]]:

@@ -94,7 +94,12 @@ def plan_profile(
             "fires for every token: there is nothing to count"
         )
     n_ctx = options.context_length or min(config.n_ctx_train, DEFAULT_CONTEXT)
-    settings = ProfileSettings(context=n_ctx, batch_size=min(options.batch_size, n_ctx))
+    settings = ProfileSettings(
+        context=n_ctx,
+        batch_size=min(options.batch_size, n_ctx),
+        cache_type_k=options.cache_type_k.value,
+        cache_type_v=options.cache_type_v.value,
+    )
     options = replace(
         options,
         sparsity=Sparsity.EXACT,

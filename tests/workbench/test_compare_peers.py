@@ -11,8 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from powerinfer_py import LLM
-from powerinfer_py.gguf import open_gguf
+from powerinfer_py.errors import PowerInferError
 
 ROOT = Path(__file__).parent.parent.parent
 FIXTURE = ROOT / "tests/fixtures/relu-llama.q4.powerinfer.gguf"
@@ -78,25 +77,6 @@ def test_ratios_are_taken_within_a_round() -> None:
     ]
 
 
-def test_bytes_per_token() -> None:
-    ours = tool("peer_this_package")
-    with LLM(FIXTURE, sparsity="predictor", threads=1) as llm, open_gguf(FIXTURE) as file:
-        llm.logits([300, 400, 500])
-        activity = llm.engine.activity
-        read = ours.bytes_per_token(file, activity, predictors_run=True)
-        assert 0 < activity.share_of_rows < 1
-        sizes = {name: info.n_bytes for name, info in file.tensors.items()}
-    ffn = sum(size for name, size in sizes.items() if "ffn_" in name and "norm" not in name)
-    # Gate, up and down have the same size and type, so the mean share of rows is the share of bytes.
-    assert read["ffn"] == pytest.approx(ffn * activity.share_of_rows)
-    assert read["predictor"] == sum(size for name, size in sizes.items() if ".fc" in name)
-    embedding_row = sizes["token_embd.weight"] / llm.config.n_vocab
-    assert read["head"] == sizes["output.weight"] + sizes["output_norm.weight"] + embedding_row
-    assert sum(read.values()) == pytest.approx(
-        sum(sizes.values()) - ffn * (1 - activity.share_of_rows) - sizes["token_embd.weight"] + embedding_row
-    )
-
-
 def test_run_with_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compare = tool("compare_peers")
     rates = {"decode_tokens_per_s": 1.0, "prompt_tokens_per_s": 2.0}
@@ -104,6 +84,7 @@ def test_run_with_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     main = script(tmp_path / "main", f"sys.stderr.write({POWERINFER_LOG!r})")
     output = tmp_path / "result.json"
     arguments = ["--model", FIXTURE, "--dense-twin", DENSE, "--llama-cpp-python", llama, "--powerinfer", main]
+    arguments += ["--checkpoint", tmp_path, "--transformers", llama]
     arguments += [
         "--prompt",
         20,
@@ -123,9 +104,17 @@ def test_run_with_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert compare.main(list(map(str, arguments))) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     written = json.loads(output.read_text())
-    assert {"machine", "commit", "command", "summary", "ratios", "samples", "disturbed"} == set(written)
+    assert {"machine", "commit", "date", "command", "summary", "ratios", "samples", "disturbed"} == set(written)
+    assert "gpus" in written["machine"]
     assert result == {name: written[name] for name in result}
-    assert set(result["summary"]) == {"ours predictor", "PowerInfer", "ours dense", "llama.cpp dense", "read bandwidth"}
+    assert set(result["summary"]) == {
+        "ours predictor",
+        "PowerInfer",
+        "ours dense",
+        "llama.cpp dense",
+        "transformers",
+        "read bandwidth",
+    }
     ours = written["samples"]["ours predictor"][0]
     assert 0 < ours["share_computed"] < 1
     decode = next(ratio for ratio in result["ratios"] if ratio["what"] == "decode" and ratio["peer"] == "PowerInfer")
@@ -168,7 +157,56 @@ def test_failures_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "ours predictor failed" in capsys.readouterr().err
 
 
-def test_bandwidth_probe_adds_everything_up() -> None:
-    rates = tool("peer_machine").read_bandwidth(2, 1 << 20)
-    assert len(rates) == tool("peer_machine").PASSES
-    assert min(rates) > 0
+def row(rate: float, seconds: float = 1.0) -> dict[str, float | None]:
+    return {"decode_tokens_per_s": rate, "prompt_tokens_per_s": None, "elapsed_s": seconds, "cores_used_by_others": 0.0}
+
+
+def test_the_shortest_row_is_of_those_that_can_run() -> None:
+    rows = tool("peer_rows")
+    samples = {"ours dense": [row(1, 9), row(1, 1), row(1, 2)], "ours exact": [row(1, 3)], "PowerInfer": [row(1, 0.1)]}
+    samples["read bandwidth"] = [{"gb_per_s": 1.0, "elapsed_s": 0.0}]
+    assert rows.shortest_row(samples, ["ours exact", "ours dense", "read bandwidth"]) == "ours dense"
+    with pytest.raises(PowerInferError, match="no row of the file can be repeated"):
+        rows.shortest_row(samples, ["read bandwidth"])
+
+
+@pytest.mark.parametrize(("again", "agrees"), [((4, 5), True), ((7, 9), True), ((1, 2.9), False), ((8.1, 9), False)])
+def test_rows_agree_where_their_ranges_meet(again: tuple[float, ...], agrees: bool) -> None:
+    found = tool("peer_rows").agreement([row(3), row(8)], [row(rate) for rate in again])
+    assert found == {"decode": {"recorded": [3, 8], "repeated": list(again), "agrees": agrees}}
+
+
+@pytest.mark.parametrize("rate", [5.0, 50.0])
+def test_check_repeats_the_shortest_row(
+    rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare = tool("compare_peers")
+    commands = []
+
+    def run_sample(engine: SimpleNamespace) -> dict[str, float | None]:
+        commands.append(engine.command)
+        return row(rate)
+
+    monkeypatch.setattr(compare, "run_sample", run_sample)
+    made_with = ["compare_peers.py", "--model", str(FIXTURE), "--powerinfer", "gone/main", "--n", "7", "--repeats", "9"]
+    samples = {"ours predictor": [row(4), row(6)], "PowerInfer": [row(1, 0.1)]}
+    result = tmp_path / "result.json"
+    result.write_text(json.dumps({"machine": {"cpu": "another"}, "command": made_with, "samples": samples}))
+    code = compare.main(["--check", str(result), "--repeats", "2", "--wait-idle", "0"])
+    captured = capsys.readouterr()
+    assert code == (0 if rate == 5 else 1)
+    assert "of another CPU, another" in captured.err
+    assert ("agrees" if rate == 5 else "DIFFERS") in captured.out
+    assert len(commands) == 2
+    assert commands[0][commands[0].index("--n") + 1] == "7"
+    last = json.loads(captured.out.splitlines()[-1])
+    assert (last["row"], last["agrees"]) == ("ours predictor", rate == 5)
+    assert len(last["samples"]["ours predictor"]) == 2
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"command": ["x", "--model"], "samples": {}, "machine": {}}'])
+def test_check_of_another_file_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = tmp_path / "result.json"
+    result.write_text(text)
+    assert tool("compare_peers").main(["--check", str(result)]) == 1
+    assert "result.json" in capsys.readouterr().err

@@ -69,3 +69,22 @@ def test_plot_sparse_cost(tmp_path: Path) -> None:
     assert len(result["seconds"]) == len(result["shares"]) and result["shares"][-1] == 1.0
     assert all(seconds > 0 for seconds in [*result["seconds"], result["dense_s"]])
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_decode_step(tmp_path: Path) -> None:
+    picture, figures = tmp_path / "step.png", tmp_path / "step.json"
+    model = FIXTURES / "relu-llama.q4.powerinfer.gguf"
+    done = run("tools/plot_decode_step.py", model, "--n", 4, "--threads", 1, "--png", picture, "--json", figures)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result == json.loads(figures.read_text())
+    whole, apart = result["runs"]["as it runs"], result["runs"]["taken apart"]
+    assert {"attention block", "FFN block", "head", "embedding"} <= {part["part"] for part in whole["parts"]}
+    assert {"q, k, v", "predictor", "gate rows", "up rows", "down rows"} <= {part["part"] for part in apart["parts"]}
+    for name in ("as it runs", "taken apart"):
+        parts = result["runs"][name]["parts"]
+        assert len(result["runs"][name]["steps_s"]) == 4
+        assert min(part[key] for part in parts for key in ("native_ms", "python_ms")) >= 0
+        total = sum(part["native_ms"] + part["python_ms"] for part in parts)
+        assert total == pytest.approx(result["runs"][name]["ms_per_token"])
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -75,7 +75,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             Origin.CHANGED,
             "FILE",
             nonempty_text,
-            shown_default="the default model, where one is installed",
+            shown_default="the demo model that comes with the package",
         ),
         Flag(
             ("-p", "--prompt"),
@@ -335,7 +335,21 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(("--reset-gpu-index",), "solve the placement of neurons again"),
         Flag(("--disable-gpu-index",), "place no neurons on the GPU"),
     ),
-    "output": (Flag(("--json",), "print one JSON object at the end and no text before it", Origin.ADDED),),
+    "output": (
+        Flag(("--json",), "print one JSON object at the end and no text before it", Origin.ADDED),
+        Flag(
+            ("--explain",),
+            "afterwards say of each layer which share of its neurons fired and was computed where, and its time",
+            Origin.ADDED,
+        ),
+        Flag(
+            ("--plot",),
+            "draw what fired, layers x tokens, and how few neurons did most of it, as .png, .svg or .pdf",
+            Origin.ADDED,
+            "FILE",
+            nonempty_text,
+        ),
+    ),
 }
 
 FLAGS: tuple[Flag, ...] = tuple(flag for flags in GROUPS.values() for flag in flags)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from powerinfer_py.errors import printable
 
 if TYPE_CHECKING:
     from powerinfer_py.generation.completion import Completion
+    from powerinfer_py.generation.explanation import Explanation
     from powerinfer_py.generation.llm import LLM
 
 _ENDINGS = {
@@ -53,13 +53,12 @@ def note(line: str) -> None:
     remark(line)
 
 
-def print_model(llm: LLM, args: argparse.Namespace, seed: int) -> None:
-    """What was loaded and how it runs, and what became of flags that need a GPU."""
+def print_model(llm: LLM, seed: int) -> None:
+    """What was loaded and how it runs, and where it lies on a GPU."""
     for line in llm.notices:
         note(printable(line, 400))
-    for flag, given in (("--reset-gpu-index", args.reset_gpu_index), ("--disable-gpu-index", args.disable_gpu_index)):
-        if given:
-            note(f"{flag}: there is no device to split for, so it changes nothing")
+    for line in llm.memory_table:
+        note(line)
     name = printable(llm.config.name) if llm.config.name else "unnamed"
     note(f"model {name} ({llm.config.architecture}), sparsity {llm.sparsity}, context {llm.context_length} tokens")
     cache = llm.kv_cache
@@ -80,7 +79,14 @@ def print_timings(llm: LLM) -> None:
         note(line)
 
 
-def print_json(llm: LLM, model: Path, seed: int, prompts: Sequence[str], completions: Sequence[Completion]) -> None:
+def print_json(
+    llm: LLM,
+    model: Path,
+    seed: int,
+    prompts: Sequence[str],
+    completions: Sequence[Completion],
+    explanation: Explanation | None,
+) -> None:
     """The one JSON object of --json, on one line."""
     result = {
         "model": str(model),
@@ -94,4 +100,6 @@ def print_json(llm: LLM, model: Path, seed: int, prompts: Sequence[str], complet
         "completions": [completion.to_dict() for completion in completions],
         "stats": llm.stats.to_dict(),
     }
+    if explanation is not None:
+        result["explanation"] = explanation.to_dict()
     print(json.dumps(result, allow_nan=False))

@@ -25,6 +25,8 @@ def check_combination(args: argparse.Namespace, n_prompts: int) -> None:
         raise OptionError("--system needs --interactive")
     if args.system is not None and is_plain(args):
         raise OptionError("--system belongs to a chat; --reverse-prompt, --in-prefix and --in-suffix go without one")
+    if interactive and (args.explain or args.plot):
+        raise OptionError("--explain and --plot watch given prompts, not --interactive")
     if args.gpu_index is not None and (args.reset_gpu_index or args.disable_gpu_index):
         raise OptionError("--gpu-index contradicts --reset-gpu-index and --disable-gpu-index")
 
@@ -74,10 +76,13 @@ def llm_options(args: argparse.Namespace, model: Path) -> dict[str, Any]:
         "threads_batch": args.threads_batch,
         "context_length": _own_context(model) if args.ctx_size == 0 else args.ctx_size,
         "batch_size": args.batch_size,
-        "max_batch": args.parallel if args.parallel > GROWN_BATCH else None,
+        # On a GPU the cache cannot grow, so that its sequences are counted beforehand.
+        "max_batch": args.parallel if args.parallel > GROWN_BATCH or args.vram_budget else None,
         "cache_type_k": args.cache_type_k,
         "cache_type_v": args.cache_type_v,
         "main_gpu": args.main_gpu,
+        "reset_gpu_index": args.reset_gpu_index,
+        "disable_gpu_index": args.disable_gpu_index,
         "gpu_index": None if args.gpu_index is None else _readable(args.gpu_index),
         "activation": args.activation,
         "use_mmap": not args.no_mmap,

@@ -14,25 +14,40 @@ from powerinfer_py.errors import printable
 if TYPE_CHECKING:
     from powerinfer_py.config import SamplingParams
     from powerinfer_py.generation.completion import Completion
+    from powerinfer_py.generation.explanation import Explanation
     from powerinfer_py.generation.llm import LLM
 
 
 def run_texts(
-    llm: LLM, prompts: Sequence[str], params: SamplingParams, args: argparse.Namespace, signals: Signals
+    llm: LLM,
+    prompts: Sequence[str],
+    params: SamplingParams,
+    args: argparse.Namespace,
+    signals: Signals,
+    explanation: Explanation | None = None,
 ) -> list[Completion]:
-    """Completions of all prompts, `params.n` each; their text goes to standard output unless --json was given."""
+    """Completions of all prompts, `params.n` each; their text goes to standard output unless --json was given.
+
+    explanation: to be filled.
+    """
     ids = [prompt_tokens(llm, prompt, args) for prompt in prompts]
     output = TextOutput(silent=args.json)
     if len(prompts) == 1 and params.n == 1:
-        return [_run_single(llm, ids[0], params, args.keep, output, signals)]
-    return _run_several(llm, prompts, ids, params, args.keep, output, signals)
+        return [_run_single(llm, ids[0], params, args.keep, output, signals, explanation)]
+    return _run_several(llm, prompts, ids, params, args.keep, output, signals, explanation)
 
 
 def _run_single(
-    llm: LLM, ids: list[int], params: SamplingParams, keep: int, output: TextOutput, signals: Signals
+    llm: LLM,
+    ids: list[int],
+    params: SamplingParams,
+    keep: int,
+    output: TextOutput,
+    signals: Signals,
+    explanation: Explanation | None,
 ) -> Completion:
     with signals.generating() as cancel:
-        for piece in llm.stream(ids, params, cancel=cancel, keep=keep):
+        for piece in llm.stream(ids, params, cancel=cancel, keep=keep, explanation=explanation):
             output.write(piece)
     completion = llm.last
     if completion is None:
@@ -50,6 +65,7 @@ def _run_several(
     keep: int,
     output: TextOutput,
     signals: Signals,
+    explanation: Explanation | None,
 ) -> list[Completion]:
     """The first text appears as it grows, the others when all are done."""
 
@@ -59,7 +75,7 @@ def _run_several(
 
     _print_header(prompts, params, 0, 0)
     with signals.generating() as cancel:
-        completions = llm.generate(ids, params, cancel=cancel, on_text=show_first, keep=keep)
+        completions = llm.generate(ids, params, cancel=cancel, on_text=show_first, keep=keep, explanation=explanation)
     for position, completion in enumerate(completions):
         if position:
             _print_header(prompts, params, completion.prompt_index, completion.index)

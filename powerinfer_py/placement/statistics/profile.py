@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from powerinfer_py.config import ModelConfig
+from powerinfer_py.config import CacheType, ModelConfig
 from powerinfer_py.errors import FileFormatError, ModelError, OptionError, printable
 from powerinfer_py.placement.statistics.counts import ActivationCounts, Counts
 from powerinfer_py.placement.statistics.layer_files import read_activations
@@ -76,11 +76,13 @@ class ProfiledText:
 
 @dataclass(frozen=True)
 class ProfileSettings:
-    """How tokens were run: the mode, tokens a chunk, and most tokens of one forward."""
+    """How tokens were run: the mode, tokens a chunk, most tokens of one forward, and how the KV cache stores them."""
 
     context: int
     batch_size: int
     mode: str = "exact"
+    cache_type_k: str = CacheType.F16.value
+    cache_type_v: str = CacheType.F16.value
 
 
 @dataclass(frozen=True, eq=False)

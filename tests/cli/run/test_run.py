@@ -33,9 +33,10 @@ def test_text_alone_goes_to_standard_output(runner: Runner) -> None:
     assert llm.closed
     lines = outcome.err.splitlines()
     assert lines[0] == "a notice"
-    assert lines[1] == r"model Fake\x1b[31m (llama), sparsity dense, context 200 tokens"
-    assert lines[2] == "KV cache f16, 3.0 MiB for 1 x 200 tokens"
-    assert lines[3] == "seed 5"
+    assert lines[1] == "GPU memory: a line"
+    assert lines[2] == r"model Fake\x1b[31m (llama), sparsity dense, context 200 tokens"
+    assert lines[3] == "KV cache f16, 3.0 MiB for 1 x 200 tokens"
+    assert lines[4] == "seed 5"
     assert lines[-1] == "prompt 3 tokens"
 
 
@@ -294,10 +295,10 @@ def test_errors_are_one_line_and_code_1(runner: Runner, argv: list[str], stdin: 
     assert message in outcome.err.splitlines()[-1]
 
 
-def test_gpu_index_flags_say_that_there_is_no_device(runner: Runner) -> None:
-    err = runner(FakeLLM(), "-p", "a", "--reset-gpu-index", "--disable-gpu-index").err
-    assert "--reset-gpu-index: there is no device" in err
-    assert "--disable-gpu-index: there is no device" in err
+def test_notices_and_the_table_of_memory_go_to_standard_error(runner: Runner) -> None:
+    done = runner(FakeLLM(), "-p", "a")
+    assert "a notice\nGPU memory: a line\n" in done.err
+    assert "line" not in done.out
 
 
 def test_without_a_model_the_default_one_or_advice(
