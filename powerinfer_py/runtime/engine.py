@@ -145,7 +145,8 @@ class Engine:
         """Runs the engine's layers over a batch and notes its tokens in the cache.
 
         hidden: (T, n_embd) from the engine before this one; None where this one holds layer 0. Returns logits
-        (K, n_vocab) where the last layer is this engine's, else the residual stream (T, n_embd).
+        (K, n_vocab) where the last layer is this engine's, else the residual stream (T, n_embd). Raises FileFormatError
+        where the file was written to since it was opened, for then nothing that was computed can be trusted.
         """
         if hidden is None and self.layers.start > 0:
             raise ValueError(f"layers {self.layers} need the residual stream of those before them")
