@@ -17,6 +17,7 @@ from powerinfer_py.config import ModelConfig
 from powerinfer_py.errors import DeviceError, ModelError, OptionError, PowerInferError, printable
 from powerinfer_py.gguf import GGUFFile, fingerprint, open_gguf
 from powerinfer_py.models.hyperparameters import read_config
+from powerinfer_py.output_files import locked_folder
 from powerinfer_py.predictor.calibration import LowRank, calibrated, measure, steady_sum
 from powerinfer_py.predictor.collection import Collection, Steps, no_steps
 from powerinfer_py.predictor.first_rows import FirstRows, read_first_rows
@@ -116,13 +117,18 @@ class _Making:
         self.remark, self.steps = remark, steps
         self.model_bytes = bytes_without_predictors(file)
         self.budget_bytes = int(job.budget * self.model_bytes)
-        name = fingerprint(file)
         self._check_given_rank()
-        self.folder = PredictorFolder(job.output, _settings(job, name, windows))
-        self.collection = Collection(job.output / COLLECTED, file, config, windows, name, job.threads)
 
     def run(self) -> Report:
         """Everything, see the module."""
+        job, name = self.job, fingerprint(self.file)
+        with locked_folder(job.output, "making predictors in"):
+            self.folder = PredictorFolder(job.output, _settings(job, name, self.windows))
+            folder = job.output / COLLECTED
+            self.collection = Collection(folder, self.file, self.config, self.windows, name, job.threads)
+            return self._make_all()
+
+    def _make_all(self) -> Report:
         n_layer = self.config.n_layer
         left = [layer for layer in range(n_layer) if self.folder.finished(layer) is None]
         if len(left) < n_layer:
