@@ -18,7 +18,7 @@ struct StoredProducts {
     static void run(const LinearJob& job, const uint8_t* const* rows, const ProductGroup& group, float* results) {
         const float* x[kMaxTokens];
         for (int t = 0; t < group.n_tokens; t++) x[t] = job.x + group.tokens[t] * job.matrix.cols;
-        products<type>(rows, group.n_rows, group.n_ahead, x, group.n_tokens, job.matrix.cols, results);
+        products<type>(rows, group.n_rows, x, group.n_tokens, job.matrix.cols, results);
     }
 };
 
