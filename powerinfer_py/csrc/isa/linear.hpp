@@ -64,8 +64,8 @@ int64_t dense_tile(const LinearJob& job, const ProductTile& tile) {
     return count;
 }
 
-// The rows from `begin` to `end` that a mask wants, in order. Eight at a time: one by one the search took as long as the
-// products where a hundredth of the rows is wanted.
+// The rows from `begin` to `end` that a mask wants, in order. Eight at a time: where a hundredth of the rows is wanted, one
+// by one took a quarter of the time of the whole operation.
 struct WantedRows {
     const uint8_t* mask;
     int64_t begin, end;
