@@ -24,7 +24,7 @@ from powerinfer_py.kernels.triton.halves import Halves, power_of_two_scale, two_
 # took all 255 and spilled. 64 x 128 float32 sums are 32 registers of each of 256 threads.
 _TOKENS, _TILE, _PART, _WARPS = 64, 32, 32, 8
 # Halves of keys and values besides those of queries leave no room for more.
-_BLOCK_TOKENS, _BLOCK_TILE, _BLOCK_PART, _BLOCK_WARPS = 16, 32, 32, 8
+_BLOCK_TOKENS, _BLOCK_TILE, _BLOCK_PART, _BLOCK_WARPS = 32, 16, 32, 8
 # Weights lie in [0, 1]; times 2^14 even low halves of small ones are no subnormal float16. Values of q8_0 are brought
 # to [2^14, 2^15) and their weights multiplied by the inverse, so that weights up to 2^15 times as large still fit.
 _WEIGHT_SCALE = tl.constexpr(16384.0)
