@@ -93,7 +93,10 @@ def _ranks(counts: Counts) -> npt.NDArray[np.float64]:
 
 
 def compare(a: Path, b: Path, share: float, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Figures as JSON values. names: of the two texts, None for those of the folders. Raises as `read_activations`, ModelError where the folders are of different models."""
+    """Figures as JSON values. names: of the two texts, None for those of the folders.
+
+    Raises as `read_activations`, ModelError where the folders are of different models.
+    """
     counts_a, counts_b = read_activations(a), read_activations(b)
     if [len(layer) for layer in counts_a] != [len(layer) for layer in counts_b]:
         raise ModelError(f"{a} and {b} are of models with different layers")
