@@ -106,7 +106,7 @@ class CudaDevice(Device):
         """Triton's kernels."""
         from powerinfer_py.kernels.triton.kernels import TritonKernels
 
-        return TritonKernels(self._device, allocate)
+        return TritonKernels(self._device, allocate, allocate)
 
     def host_buffer(self, n_bytes: int) -> Tensor:
         """uint8 (n_bytes), page-locked."""

@@ -131,7 +131,9 @@ class DeviceSource:
 
     def _place(self, name: str, ggml_type: GGMLType, rows: int, cols: int, data: Bytes) -> Matrix:
         with self._memory.into(self._region(name)):
-            return self._kernels.matrix(name, ggml_type, rows, cols, data)
+            matrix = self._kernels.matrix(name, ggml_type, rows, cols, data)
+        # What has been copied is not to be kept on the host as well.
+        return replace(matrix, data=np.empty(0, np.uint8)) if matrix.data is data else matrix
 
     def _region(self, name: str) -> Region:
         return self._regions if isinstance(self._regions, Region) else self._regions.of(name)

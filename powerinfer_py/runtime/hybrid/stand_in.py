@@ -96,7 +96,7 @@ class StandIn(Device):
 
             from powerinfer_py.kernels.triton.kernels import TritonKernels
 
-            return TritonKernels(torch.device("cpu"), allocate)
+            return TritonKernels(torch.device("cpu"), allocate, allocate)
         kernels: Kernels
         if self._kernels == "native":
             from powerinfer_py.kernels.cpu import NativeKernels
