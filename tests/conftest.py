@@ -1,10 +1,16 @@
-"""What tests of every folder share: where the fixture models lie."""
+"""What tests of every folder share: where the fixture models lie, and where Triton's kernels run."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# Triton decides when it is first imported, by whatever test: its interpreter serves where there is no GPU.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -88,7 +88,7 @@ def upload(
         raise IndexError(f"row ids from {ids.min()} to {ids.max()}, expected 0 to {rows - 1}")
     storage = STORAGES.get(ggml_type, "f16")
     n = rows if ids is None else len(ids)
-    values, scales = _arrays(storage, n, cols, allocate)
+    values, scales = empty_arrays(storage, n, cols, allocate)
     largest = 0.0
     for begin, end in _bands(n, n_row):
         chosen = slice(begin, end) if ids is None else ids[begin:end]
@@ -101,7 +101,8 @@ def upload(
     return DeviceRows(storage, n, cols, values, scales, _half_scale(storage, largest))
 
 
-def _arrays(storage: str, n: int, cols: int, allocate: Allocate) -> tuple[Tensor, Tensor | None]:
+def empty_arrays(storage: str, n: int, cols: int, allocate: Allocate) -> tuple[Tensor, Tensor | None]:
+    """`values` and `scales` of `n` rows, in one allocation."""
     dtype = _VALUE_DTYPES[storage]
     width = cols // 2 if storage == "q4_0" else cols
     n_values = n * width * dtype.itemsize

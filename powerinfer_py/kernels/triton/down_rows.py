@@ -192,7 +192,7 @@ def down_rows(
         n_chunks=n_chunks(n),
         N=matrix.cols,
         CHUNK=CHUNK,
-        ROWS=ROWS,
+        ROWS=CHUNK if device.type == "cpu" else ROWS,
         COLUMNS=COLUMNS,
         STAGES=2,
         STORAGE=matrix.storage,

@@ -37,6 +37,7 @@ from powerinfer_py.kernels.triton.attention_tiles import attend_tiles
 from powerinfer_py.kernels.triton.device_rows import Allocate, DeviceRows, upload
 from powerinfer_py.kernels.triton.down_rows import down_rows, n_chunks
 from powerinfer_py.kernels.triton.feed_forward import feed_forward
+from powerinfer_py.kernels.triton.halves import Halves
 from powerinfer_py.kernels.triton.heads import NewKeys, place_heads
 from powerinfer_py.kernels.triton.lookup import lookup
 from powerinfer_py.kernels.triton.matrix_product import product
@@ -101,6 +102,7 @@ class TritonKernels(Kernels):
         *,
         bias: Tensor | None = None,
         residual: Tensor | None = None,
+        halves: Halves | None = None,
         output: str = "sum",
         threshold: float = 0.0,
     ) -> Tensor:
@@ -109,7 +111,17 @@ class TritonKernels(Kernels):
         if x.shape[0] <= launch.MAX_VECTOR_TOKENS:
             linear(handle, x, y, bias=bias, residual=residual, output=output, threshold=threshold)
         else:
-            product(handle, x, y, self._allocate, bias=bias, residual=residual, output=output, threshold=threshold)
+            product(
+                handle,
+                x,
+                y,
+                self._allocate,
+                halves=halves,
+                bias=bias,
+                residual=residual,
+                output=output,
+                threshold=threshold,
+            )
         return y
 
     def linear_masked(self, matrix: Matrix, x: Tensor, mask: Tensor, bias: Tensor | None = None) -> tuple[Tensor, int]:
@@ -212,7 +224,9 @@ class TritonKernels(Kernels):
         self._require_indices(positions, cache.keys.shape[2], "position")
         n_tokens = x.shape[0]
         h = self._normalise(block.norm, x)
-        parts = [self._linear(part.matrix, h, bias=part.bias) for part in block.qkv]
+        shares = n_tokens > launch.MAX_VECTOR_TOKENS and block.qkv[0].matrix.handle.storage != "f32"
+        halves = Halves(h, self._allocate) if shares else None
+        parts = [self._linear(part.matrix, h, bias=part.bias, halves=halves) for part in block.qkv]
         if len(parts) == 1:
             n_q, n_k = block.n_head * block.head_dim, block.n_head_kv * block.head_dim
             parts = list(parts[0].tensor_split((n_q, n_q + n_k), dim=1))

@@ -67,7 +67,10 @@ def tile_config(kernel: str, storage: str, n_tokens: int, rows: int, cols: int, 
     recorded = _recorded(kernel, storage, rows, cols, device)
     if isinstance(recorded, TileConfig):
         return recorded
-    # 64 x 64 float32 sums, twice where activations come in two halves, are 64 registers of each of 128 threads.
+    if storage == "f32":
+        # No tensor core multiplies float32 in full; tiles of 64 tokens spilled.
+        return TileConfig(tokens=16 if n_tokens <= 16 else 32, rows=64, step=32, warps=4, stages=3)
+    # 64 x 64 float32 sums are 32 registers of each of 128 threads, twice that for gate and up.
     return TileConfig(tokens=16 if n_tokens <= 16 else 32 if n_tokens <= 32 else 64, rows=64, step=64, warps=4, stages=3)
 
 

@@ -121,19 +121,23 @@ def product(
     y: Tensor,
     allocate: Allocate,
     *,
+    halves: Halves | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     output: str = "sum",
     threshold: float = 0.0,
 ) -> None:
-    """The same as `matrix_vector.linear`, for many tokens."""
+    """The same as `matrix_vector.linear`, for many tokens. halves: x's, where another product made them already."""
     n_tokens = x.shape[0]
     launch.require(x, "x", torch.float32, (n_tokens, matrix.cols), x.device)
     launch.require(y, "y", torch.uint8 if output == "mask" else torch.float32, (n_tokens, matrix.rows), x.device)
     launch.require_bias(bias, matrix.rows, x.device)
     if residual is not None:
         launch.require(residual, "residual", torch.float32, (n_tokens, matrix.rows), x.device)
-    halves = None if matrix.storage == "f32" else Halves(x, allocate)
+    if matrix.storage == "f32":
+        halves = None
+    elif halves is None:
+        halves = Halves(x, allocate)
     config = launch.tile_config("product", matrix.storage, n_tokens, matrix.rows, matrix.cols, x.device)
     launch.run(
         product_kernel,
