@@ -16,6 +16,9 @@ from powerinfer_py.placement.device_bytes import FLOAT32_BYTES, aligned, device_
 
 # Tokens that the head is computed for at a time: 16 rows of logits of a 128k vocabulary are 8 MiB.
 HEAD_TOKENS = 16
+# Of cold neurons streamed to the device in one piece: long enough that the calls around it do not count, and twice that
+# is little of any budget.
+BAND_BYTES = 16 << 20
 _INT32_BYTES = 4
 _INT64_BYTES = 8
 # A matrix that has to be transposed for its rows to be neurons keeps these types; blocks of another cannot be turned.
@@ -133,8 +136,27 @@ def workspace_bytes(sizes: ModelSizes, n_tokens: int, *, head_on_gpu: bool) -> i
 
 
 def staging_bytes(sizes: ModelSizes, n_tokens: int) -> int:
-    """Where the CPU's partial sum (float32) arrives; what goes down is copied from where it was computed."""
-    return aligned(n_tokens * sizes.config.n_embd * FLOAT32_BYTES)
+    """Where the CPU's partial sum (float32) arrives, and two bands of cold neurons for prompts.
+
+    What goes down is copied from where it was computed.
+    """
+    return aligned(n_tokens * sizes.config.n_embd * FLOAT32_BYTES) + 2 * band_bytes(sizes)
+
+
+def band_neurons(sizes: ModelSizes) -> int:
+    """Neurons that a prompt streams to the device at a time, in whole groups: at most `BAND_BYTES` of them, and an
+    eighth of a layer, but one group at least."""
+    widest = max(layer.neuron_bytes for layer in sizes.layers)
+    multiple = max(layer.neuron_multiple for layer in sizes.layers)
+    wanted = min(BAND_BYTES // widest, sizes.config.n_ff // 8)
+    return min(sizes.config.n_ff, max(1, wanted // multiple) * multiple)
+
+
+def band_bytes(sizes: ModelSizes) -> int:
+    """Bytes of one band, with the vectors that its block is made with."""
+    n = band_neurons(sizes)
+    vectors = 3 * aligned(sizes.config.n_embd * FLOAT32_BYTES)
+    return vectors + max(layer.hot_bytes(n) for layer in sizes.layers)
 
 
 def _by_layer(file: GGUFFile, n_layer: int) -> list[dict[str, TensorInfo]]:
