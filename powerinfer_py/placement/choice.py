@@ -31,6 +31,12 @@ class Choice:
         n_layer = len(problem.layers)
         return cls(problem, tables, [problem.blocks_given] * n_layer, [0] * n_layer, problem.blocks_given)
 
+    @classmethod
+    def everything(cls, problem: Problem, tables: list[Candidates]) -> Choice:
+        """Everything is on the GPU, whether it fits or not."""
+        n_layer = len(problem.layers)
+        return cls(problem, tables, [True] * n_layer, [table.n_neurons for table in tables], True)
+
     @property
     def n_bytes(self) -> int:
         """Bytes of the budget that are taken."""

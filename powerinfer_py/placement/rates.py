@@ -41,25 +41,27 @@ _MAX_CACHE_BYTES = 1 << 20
 
 
 def given_rates(
-    base: Rates, *, gpu_gb_per_s: float | None, cpu_gb_per_s: float | None, synchronise_us: float | None
+    base: Rates,
+    *,
+    gpu_gb_per_s: float | None = None,
+    cpu_gb_per_s: float | None = None,
+    synchronise_us: float | None = None,
+    layer_us: float | None = None,
 ) -> Rates:
     """`base` with those figures replaced that are given, in 10^9 bytes a second and microseconds.
 
-    Raises OptionError for one that is not finite and above 0 (synchronise_us: 0 or more).
+    Raises OptionError for a rate that is not finite and above 0, and for a time that is not finite and 0 or more.
     """
-    for name, value, least in (("GPU", gpu_gb_per_s, None), ("CPU", cpu_gb_per_s, None), ("sync", synchronise_us, 0.0)):
-        if value is not None and not (math.isfinite(value) and (value > 0 if least is None else value >= least)):
-            raise OptionError(f"a {name} rate of {value} cannot be")
-    given = [value for value in (gpu_gb_per_s, cpu_gb_per_s, synchronise_us) if value is not None]
+    figures = {"gpu_bytes_per_s": (gpu_gb_per_s, 1e9), "cpu_bytes_per_s": (cpu_gb_per_s, 1e9)}
+    figures |= {"synchronise_s": (synchronise_us, 1e-6), "layer_s": (layer_us, 1e-6)}
+    given = {name: value * unit for name, (value, unit) in figures.items() if value is not None}
+    for name, value in given.items():
+        if not math.isfinite(value) or value < 0 or (value == 0 and name.endswith("per_s")):
+            raise OptionError(f"a machine with {name} {value:g} cannot be")
     if not given:
         return base
-    return replace(
-        base,
-        gpu_bytes_per_s=base.gpu_bytes_per_s if gpu_gb_per_s is None else gpu_gb_per_s * 1e9,
-        cpu_bytes_per_s=base.cpu_bytes_per_s if cpu_gb_per_s is None else cpu_gb_per_s * 1e9,
-        synchronise_s=base.synchronise_s if synchronise_us is None else synchronise_us * 1e-6,
-        source="given" if len(given) == 3 else f"given in part; else {base.source}",
-    )
+    source = "given" if len(given) == len(figures) else f"given in part; else {base.source}"
+    return replace(base, source=source, **given)
 
 
 def assumed_rates() -> Rates:

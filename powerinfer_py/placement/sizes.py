@@ -19,6 +19,11 @@ HEAD_TOKENS = 16
 # Of cold neurons streamed to the device in one piece: long enough that the calls around it do not count, and twice that
 # is little of any budget.
 BAND_BYTES = 16 << 20
+# Up to so many tokens products go row by row, and attention is split over positions.
+DECODE_TOKENS = 4
+SPLIT_ATTENTION_TOKENS = 16
+_PARTIAL_NEURONS = 64
+_PARTIAL_POSITIONS = 128
 _INT32_BYTES = 4
 _INT64_BYTES = 8
 # A matrix that has to be transposed for its rows to be neurons keeps these types; blocks of another cannot be turned.
@@ -110,13 +115,24 @@ def model_sizes(
 
 
 def workspace_bytes(sizes: ModelSizes, n_tokens: int, *, head_on_gpu: bool) -> int:
-    """Bytes of the intermediate tensors of a forward over `n_tokens` tokens, each in a place of its own.
+    """Bytes of the intermediate tensors of forwards over up to `n_tokens` tokens, each in a place of its own.
 
     float32 unless said: residual stream twice, normed input, q, k and v before and after rotation, mixed heads; gate,
     up and hidden values of every neuron, predictor's inner values and scores, mask (a byte a neuron, then a bit), ids
-    (int32) and their count a token; hot and cold parts; positions and slots (int64); logits of at most `HEAD_TOKENS`
-    tokens.
+    (int32) and their count a token; hot and cold parts; positions and slots (int64); what the kernels keep besides
+    (`_kernel_bytes`); logits of at most `HEAD_TOKENS` tokens.
     """
+    # Fewer tokens take other kernels, which may keep more.
+    counts = {min(n_tokens, DECODE_TOKENS), min(n_tokens, SPLIT_ATTENTION_TOKENS), n_tokens}
+    needed = max(_forward_bytes(sizes, count) for count in counts)
+    if not head_on_gpu:
+        return needed
+    n_head_tokens = min(n_tokens, HEAD_TOKENS)
+    logits = aligned(n_head_tokens * sizes.config.n_vocab * FLOAT32_BYTES)
+    return needed + logits + _halves(sizes.config.n_embd, n_head_tokens)
+
+
+def _forward_bytes(sizes: ModelSizes, n_tokens: int) -> int:
     config, f32 = sizes.config, FLOAT32_BYTES
     qkv = (config.n_head + config.n_head_kv) * config.head_dim + config.n_head_kv * config.head_dim_v
     per_token = [
@@ -131,8 +147,31 @@ def workspace_bytes(sizes: ModelSizes, n_tokens: int, *, head_on_gpu: bool) -> i
         _INT32_BYTES,
         *[_INT64_BYTES] * 2,
     ]
-    logits = aligned(min(n_tokens, HEAD_TOKENS) * config.n_vocab * f32) if head_on_gpu else 0
-    return sum(aligned(n_tokens * n_bytes) for n_bytes in per_token) + logits
+    return sum(aligned(n_tokens * n_bytes) for n_bytes in per_token) + _kernel_bytes(sizes, n_tokens)
+
+
+def _kernel_bytes(sizes: ModelSizes, n_tokens: int) -> int:
+    """What device kernels keep while they run. Few tokens: partial sums of the down projection (a row for every 64
+    neurons), counters for pairs of neurons. More: the input of each product as two float16 halves and a scale a token.
+    Attention of few tokens keeps a part for every 128 positions.
+    """
+    config, f32 = sizes.config, FLOAT32_BYTES
+    heads = config.n_head * config.head_dim_v
+    if n_tokens <= DECODE_TOKENS:
+        n_bytes = aligned(n_tokens * -(-config.n_ff // _PARTIAL_NEURONS) * config.n_embd * f32)
+        n_bytes += aligned(n_tokens * -(-config.n_ff // 2) * 3 * _INT32_BYTES)
+    else:
+        inputs = [*[config.n_embd] * 4, heads, config.n_ff]
+        inputs += [config.n_embd, sizes.predictor_rank] if sizes.predictor_rank else []
+        n_bytes = sum(_halves(n, n_tokens) for n in inputs)
+    if n_tokens <= SPLIT_ATTENTION_TOKENS:
+        parts = -(-sizes.n_ctx // _PARTIAL_POSITIONS)
+        return n_bytes + aligned(n_tokens * config.n_head * parts * (config.head_dim_v + 2) * f32)
+    return n_bytes + _halves(config.n_head * config.head_dim, n_tokens)
+
+
+def _halves(n_in: int, n_tokens: int) -> int:
+    return 2 * aligned(n_tokens * n_in * 2) + aligned(n_tokens * FLOAT32_BYTES)
 
 
 def staging_bytes(sizes: ModelSizes, n_tokens: int) -> int:

@@ -29,8 +29,8 @@ PROMISED_GAP = 1e-3
 @dataclass(frozen=True, eq=False)
 class Solution:
     """placement: after filling. seconds: its expected time of a token. n_bytes: of the budget. bound_s: no placement in
-    the solver's groups is faster; None where no bound was asked for. gap: share by which the solver's choice, before
-    filling, may miss the bound.
+    the solver's groups is faster; None where nothing was minimised, as where everything fits. gap: share of `seconds`
+    by which the placement may miss the bound.
     """
 
     placement: Placement
@@ -44,7 +44,11 @@ class Solution:
 def solve(problem: Problem) -> Solution:
     """The fastest placement in groups of neurons, then filled up to single ones."""
     started = perf_counter()
-    program = Program(problem, candidates(problem))
+    tables = candidates(problem)
+    everything = Choice.everything(problem, tables)
+    if everything.fits:
+        return _solution(everything, None, 0.0, started)
+    program = Program(problem, tables)
     bound, relaxed = _relaxation(program)
     every = program.every_option()
     best = _fastest([choice for x in relaxed for choice in program.choices(every, x)])

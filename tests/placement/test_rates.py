@@ -81,15 +81,18 @@ def test_without_a_gpu_its_figures_are_assumed_and_say_so(monkeypatch: pytest.Mo
 
 
 def test_given_figures_replace_measured_ones() -> None:
-    given = rates.given_rates(MEASURED, gpu_gb_per_s=936, cpu_gb_per_s=None, synchronise_us=None)
+    given = rates.given_rates(MEASURED, gpu_gb_per_s=936)
     assert (given.gpu_bytes_per_s, given.cpu_bytes_per_s) == (936e9, 2e10)
     assert given.source == "given in part; else measured"
-    given = rates.given_rates(MEASURED, gpu_gb_per_s=1, cpu_gb_per_s=2, synchronise_us=0)
+    given = rates.given_rates(MEASURED, gpu_gb_per_s=1, cpu_gb_per_s=2, synchronise_us=0, layer_us=5)
     assert (given.gpu_bytes_per_s, given.cpu_bytes_per_s, given.synchronise_s, given.source) == (1e9, 2e9, 0, "given")
-    assert rates.given_rates(MEASURED, gpu_gb_per_s=None, cpu_gb_per_s=None, synchronise_us=None) is MEASURED
+    assert given.layer_s == pytest.approx(5e-6)
+    assert rates.given_rates(MEASURED) is MEASURED
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_given_figures_that_cannot_be_are_refused(value: float) -> None:
     with pytest.raises(OptionError):
-        rates.given_rates(MEASURED, gpu_gb_per_s=value, cpu_gb_per_s=None, synchronise_us=None)
+        rates.given_rates(MEASURED, gpu_gb_per_s=value)
+    with pytest.raises(OptionError):
+        rates.given_rates(MEASURED, synchronise_us=value or -1)

@@ -118,9 +118,20 @@ def test_workspace_grows_with_tokens_and_holds_logits_of_a_few(fixtures: Path) -
     assert many > 512 * per_token
     assert one < many
     with_head = workspace_bytes(sizes, 512, head_on_gpu=True)
-    assert with_head - many == aligned(HEAD_TOKENS * config.n_vocab * 4)
     assert staging_bytes(sizes, 5) == aligned(5 * config.n_embd * 4) + 2 * band_bytes(sizes)
     assert sizes.layers[0].hot_bytes(config.n_ff // 8) <= band_bytes(sizes) < sizes.layers[0].hot_bytes(config.n_ff)
+    logits, halves = HEAD_TOKENS * config.n_vocab * 4, 2 * HEAD_TOKENS * config.n_embd * 2
+    assert with_head - many == aligned(logits) + halves + aligned(HEAD_TOKENS * 4)
+
+
+def test_workspace_never_shrinks_as_tokens_grow(fixtures: Path) -> None:
+    """A chunk of few tokens takes other kernels; what they keep must fit where a longer chunk was planned."""
+    with open_gguf(fixtures / "relu-llama.powerinfer.gguf") as file:
+        sizes = sizes_of(file, Sparsity.PREDICTOR, n_ctx=4096)
+    needed = [workspace_bytes(sizes, n, head_on_gpu=False) for n in range(1, 40)]
+    assert needed == sorted(needed)
+    # Sixteen tokens keep parts of every head for each 128 positions; that alone is this much.
+    assert needed[16] >= 16 * sizes.config.n_head * 32 * (sizes.config.head_dim_v + 2) * 4
 
 
 def test_missing_neurons_are_named(fixtures: Path) -> None:

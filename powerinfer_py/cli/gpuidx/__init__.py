@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     machine.add_argument("--gpu-bandwidth", metavar="GB/S", type=positive, help="10^9 bytes a second the GPU reads")
     machine.add_argument("--cpu-bandwidth", metavar="GB/S", type=positive, help="10^9 bytes a second the CPU reads")
     machine.add_argument("--sync-time", metavar="US", type=number(0), help="microseconds to wait for the other side")
+    machine.add_argument("--layer-time", metavar="US", type=number(0), help="microseconds to launch a layer's kernels")
     machine.add_argument("--gpu-context", metavar="MIB", type=number(0), help="GPU memory of context and modules")
     add("--plot", metavar="FILE", type=nonempty_text, help="draw split and estimates, as .png, .svg or .pdf")
     add("--dry-run", action="store_true", help="write no gpuidx file")

@@ -154,11 +154,11 @@ def _solver(
 
 
 def _rates(arguments: argparse.Namespace) -> Rates:
-    gpu, cpu, sync = arguments.gpu_bandwidth, arguments.cpu_bandwidth, arguments.sync_time
+    given = (arguments.gpu_bandwidth, arguments.cpu_bandwidth, arguments.sync_time, arguments.layer_time)
     # What is given in full needs no probe.
-    probes = None in (gpu, cpu, sync)
-    base = machine.machine_rates(arguments.threads or default_threads()) if probes else machine.assumed_rates()
-    return machine.given_rates(base, gpu_gb_per_s=gpu, cpu_gb_per_s=cpu, synchronise_us=sync)
+    base = machine.machine_rates(arguments.threads or default_threads()) if None in given else machine.assumed_rates()
+    gpu, cpu, sync, layer = given
+    return machine.given_rates(base, gpu_gb_per_s=gpu, cpu_gb_per_s=cpu, synchronise_us=sync, layer_us=layer)
 
 
 def _curve(

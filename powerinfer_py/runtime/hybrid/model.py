@@ -20,13 +20,14 @@ from powerinfer_py.placement.budget import Ledger, budget_in_bytes
 from powerinfer_py.placement.fixed_bytes import FixedBytes, choose_chunk, minimum_bytes
 from powerinfer_py.placement.index_choice import ChosenPlacement, IndexChooser
 from powerinfer_py.placement.placement import Placement
-from powerinfer_py.placement.sizes import ModelSizes
+from powerinfer_py.placement.sizes import ModelSizes, band_bytes, band_neurons
 from powerinfer_py.runtime.host_weights import FileWeights
 from powerinfer_py.runtime.hybrid.buffers import Buffers
 from powerinfer_py.runtime.hybrid.captured import CapturedColdSide
 from powerinfer_py.runtime.hybrid.cold_side import Exchange, ThreadedColdSide
-from powerinfer_py.runtime.hybrid.device import Arrangement, Device
-from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory, Region, take_tensor
+from powerinfer_py.runtime.hybrid.cold_stream import ColdStream
+from powerinfer_py.runtime.hybrid.device import Arrangement, Device, PromptRates
+from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory, Region, Workspace, take_tensor
 from powerinfer_py.runtime.hybrid.device_step import DeviceStep
 from powerinfer_py.runtime.hybrid.executor import HybridExecutor
 from powerinfer_py.runtime.hybrid.layers import DeviceLayer, HybridWeights, Loader
@@ -92,6 +93,8 @@ class HybridModel:
         self.plan = plan
         self.layers = layers
         self._architecture = architecture
+        self._sparsity = sparsity
+        self._device_file = device_file
         memory = DeviceMemory(plan.ledger, plan.device.allocate)
         self._reserved: Reserved = reserve(memory, plan.sizes, plan.fixed, plan.placement, layers)
         # Of what is reserved by now only the context's is in use.
@@ -120,9 +123,13 @@ class HybridModel:
         is_split = any(isinstance(layer, DeviceLayer) and layer.cold is not None for layer in self.weights.layers)
         self._exchange: Exchange | None = None
         self._cold_side: ThreadedColdSide | None = None
+        self._bands: tuple[Workspace, Workspace] | None = None
         if is_split:
-            self._exchange = Exchange(plan.device, self._reserved.staging, n_tokens, config.n_embd, config.n_ff)
+            staging = self._reserved.staging
+            self._exchange = Exchange(plan.device, staging, n_tokens, config.n_embd, config.n_ff)
             self._cold_side = ThreadedColdSide(plan.device, self._exchange)
+            n_bytes = band_bytes(plan.sizes)
+            self._bands = (Workspace(staging.take(n_bytes)), Workspace(staging.take(n_bytes)))
         self._executor: HybridExecutor | None = None
 
     def connect(self, caches: Sequence[LayerCache], table: RopeTable | None) -> None:
@@ -134,8 +141,10 @@ class HybridModel:
             kernels=self._kernels,
             memory=self._memory,
             buffers=self._buffers,
+            layers=self.layers,
             caches=caches,
             rope=self._rope,
+            cold_stream=self._cold_stream(),
         )
         self._executor = HybridExecutor(
             config=self._config,
@@ -176,6 +185,30 @@ class HybridModel:
         """Ends the thread of the CPU's side."""
         if self._cold_side is not None:
             self._cold_side.close()
+
+    def _cold_stream(self) -> ColdStream | None:
+        """None where no layer is split."""
+        if self._bands is None:
+            return None
+        sizes = self.plan.sizes
+        return ColdStream(
+            architecture=self._architecture,
+            config=self._config,
+            sparsity=self._sparsity,
+            file=self._device_file,
+            device=self.plan.device,
+            kernels=self._kernels,
+            memory=self._memory,
+            buffers=self._bands,
+            workspace=self._buffers.workspace,
+            band=band_neurons(sizes),
+            rates=self._prompt_rates(),
+            neuron_bytes=max(layer.neuron_bytes for layer in sizes.layers),
+            least_tokens=sizes.n_slots + 1,
+        )
+
+    def _prompt_rates(self) -> PromptRates:
+        raise NotImplementedError
 
     def _captured_side(self) -> CapturedColdSide | None:
         """None where steps are run call by call: as asked, or because the CPU's kernels cannot run without Python."""

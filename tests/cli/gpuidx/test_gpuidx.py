@@ -14,7 +14,18 @@ from powerinfer_py.gguf import open_gguf
 from powerinfer_py.placement.budget import GIB
 from powerinfer_py.placement.gpuidx import load_gpu_index
 
-RATES = ["--gpu-bandwidth", "500", "--cpu-bandwidth", "20", "--sync-time", "0.1", "--gpu-context", "0"]
+RATES = [
+    "--gpu-bandwidth",
+    "500",
+    "--cpu-bandwidth",
+    "20",
+    "--sync-time",
+    "0.1",
+    "--layer-time",
+    "0",
+    "--gpu-context",
+    "0",
+]
 
 
 @pytest.fixture
@@ -52,7 +63,8 @@ def test_a_budget_of_the_process_is_kept_and_listed(model: Path, capsys: pytest.
     assert 0 <= unused <= 0.03 * total
     assert minimum < total
     assert chunk == 8
-    assert 0 < result["gap"] < 1e-2
+    # In a model this small a single change of side is a per cent of a token.
+    assert 0 < result["gap"] < 0.05
     assert result["neurons_on_gpu"] == sum(layer["on_gpu"] for layer in result["layers"])
     assert result["estimate"]["tokens_per_s"] == pytest.approx(1 / result["estimate"]["seconds_a_token"])
     solved = load_gpu_index(model.parent / "out.gpuidx", 12, 1024).solved_for
@@ -127,7 +139,7 @@ def test_named_statistics_are_read_or_refused(model: Path, fixtures: Path, capsy
 
 
 def test_the_table_names_what_matters(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["-m", str(model), "--vram-budget", "0.01", "-c", "64", *RATES]) == 0
+    assert main(["-m", str(model), "--vram-budget", "0.004", "-c", "64", "-b", "8", *RATES]) == 0
     output = capsys.readouterr().out
     for word in ("captured", "prompt chunk", "gap", "minimum", "KV cache", "hot neurons", "CPU only", "24 GiB"):
         assert word in output
