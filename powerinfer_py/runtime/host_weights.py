@@ -36,7 +36,8 @@ class FileWeights:
     """A `WeightSource` over one open file, for the kernels that will compute with the matrices."""
 
     def __init__(self, file: GGUFFile, kernels: Kernels, options: RuntimeOptions) -> None:
-        self._file = file
+        # Of its own, so that rows can still be read when whoever opened the file has closed it.
+        self._file = GGUFFile(file.shards)
         self._kernels = kernels
         self._options = options
         self._asked: set[str] = set()

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from powerinfer_py.config import ModelConfig, Sparsity
+from powerinfer_py.gguf import keys
 from powerinfer_py.kernels.blocks import FeedForwardBlock
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.models.architecture import Architecture
@@ -61,9 +63,11 @@ class ColdStream:
     neuron_bytes: int
     least_tokens: int
 
-    def wanted(self, order: NeuronOrder, n_tokens: int) -> bool:
-        """Whether the cold neurons of a layer are streamed for a chunk of `n_tokens`."""
-        if n_tokens < self.least_tokens:
+    def wanted(self, index: int, order: NeuronOrder, n_tokens: int) -> bool:
+        """Whether the cold neurons of layer `index` are streamed for a chunk of `n_tokens`."""
+        has_rows = self.sparsity is Sparsity.DENSE or self.file.has(keys.block_tensor(index, "ffn_down_t.weight"))
+        if n_tokens < self.least_tokens or not has_rows:
+            # A down projection that has to be transposed would be so anew for every band.
             return False
         rows = 3 if self.architecture.gated else 2
         n_weights = order.cold.size * rows * self.config.n_embd
@@ -90,6 +94,29 @@ class ColdStream:
                 with self.device.beside(before):
                     block = self._load(index, order, following, begins[following])
                 self.device.rejoin()
+
+    def timed_band(self, index: int, order: NeuronOrder, h: Tensor, mask: Tensor | None) -> tuple[float, float]:
+        """Seconds to bring the first band here, and to compute it for h (T, n_embd) and mask (T, band), of the host.
+
+        Both once more after a first time, which loads kernels.
+        """
+        with self.memory.into(self.workspace), self.workspace.scope():
+            h_there = self._placed(h)
+            mask_there = None if mask is None else self._placed(mask)
+            for _ in range(2):
+                with self.workspace.scope():
+                    self.device.synchronise()
+                    started = perf_counter()
+                    block = self._beside(lambda: self._load(index, order, 0, 0))
+                    self.device.synchronise()
+                    loaded = perf_counter()
+                    self.kernels.feed_forward_part(block, h_there, mask_there)
+                    self.device.synchronise()
+                    computed = perf_counter()
+        return loaded - started, computed - loaded
+
+    def _placed(self, values: Tensor) -> Tensor:
+        return self.memory.allocate(tuple(values.shape), values.dtype).copy_(values)
 
     def _beside(self, load: Callable[[], FeedForwardBlock]) -> FeedForwardBlock:
         with self.device.beside():

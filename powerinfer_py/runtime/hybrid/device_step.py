@@ -129,7 +129,8 @@ class DeviceStep:
         mask = self._predict(layer, ffn_input, run, timed)
         # The bits follow the input in memory, so that one copy takes both down.
         h = normalise(kernels, layer.norm, ffn_input)
-        streamed = not observe and self.cold_stream is not None and self.cold_stream.wanted(layer.order, len(h))
+        stream, index = self.cold_stream, self.layers[local]
+        streamed = not observe and stream is not None and stream.wanted(index, layer.order, len(h))
         if not streamed:
             bits = None if mask is None else kernels.pack_mask(mask, n_hot)
             cold_side.start(host_kernels, layer.cold, h, bits, observe=observe)
@@ -142,8 +143,8 @@ class DeviceStep:
             torch.add(residual, layer.hot.weights.down_bias, out=y)
         else:
             y.copy_(residual)
-        if streamed and self.cold_stream is not None:
-            self.cold_stream.add(self.layers[local], layer.order, h, mask, y, self.buffers.counts(local))
+        if streamed and stream is not None:
+            stream.add(index, layer.order, h, mask, y, self.buffers.counts(local))
             return
         sums, run.cold = cold_side.finish()
         y.add_(sums)

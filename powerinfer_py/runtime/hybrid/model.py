@@ -6,8 +6,8 @@ Order: the budget in bytes, the context, the prompt chunk, the placement in what
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeGuard
 
 from powerinfer_py.config import ModelConfig, RuntimeOptions, Sparsity
 from powerinfer_py.kernels.blocks import LayerCache
@@ -30,7 +30,8 @@ from powerinfer_py.runtime.hybrid.device import Arrangement, Device, PromptRates
 from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory, Region, Workspace, take_tensor
 from powerinfer_py.runtime.hybrid.device_step import DeviceStep
 from powerinfer_py.runtime.hybrid.executor import HybridExecutor
-from powerinfer_py.runtime.hybrid.layers import DeviceLayer, HybridWeights, Loader
+from powerinfer_py.runtime.hybrid.layers import DeviceLayer, HostLayer, HybridWeights, Loader
+from powerinfer_py.runtime.hybrid.prompt_rates import measure_prompt_rates
 from powerinfer_py.runtime.hybrid.reservations import Reserved, reserve, reserve_context
 from powerinfer_py.runtime.hybrid.segments import segments_of
 
@@ -120,11 +121,10 @@ class HybridModel:
         self._rope: RopeTable | None = None
         n_tokens, n_layer = plan.fixed.n_tokens, len(plan.sizes.layers)
         self._buffers = Buffers(plan.device, self._reserved.activations, n_tokens, config.n_embd, n_layer)
-        is_split = any(isinstance(layer, DeviceLayer) and layer.cold is not None for layer in self.weights.layers)
         self._exchange: Exchange | None = None
         self._cold_side: ThreadedColdSide | None = None
         self._bands: tuple[Workspace, Workspace] | None = None
-        if is_split:
+        if any(is_split(layer) for layer in self.weights.layers):
             staging = self._reserved.staging
             self._exchange = Exchange(plan.device, staging, n_tokens, config.n_embd, config.n_ff)
             self._cold_side = ThreadedColdSide(plan.device, self._exchange)
@@ -188,27 +188,32 @@ class HybridModel:
 
     def _cold_stream(self) -> ColdStream | None:
         """None where no layer is split."""
-        if self._bands is None:
+        split = next(
+            ((i, layer) for i, layer in zip(self.layers, self.weights.layers, strict=True) if is_split(layer)), None
+        )
+        if self._bands is None or split is None:
             return None
-        sizes = self.plan.sizes
-        return ColdStream(
+        sizes, device = self.plan.sizes, self.plan.device
+        stream = ColdStream(
             architecture=self._architecture,
             config=self._config,
             sparsity=self._sparsity,
             file=self._device_file,
-            device=self.plan.device,
+            device=device,
             kernels=self._kernels,
             memory=self._memory,
             buffers=self._bands,
             workspace=self._buffers.workspace,
             band=band_neurons(sizes),
-            rates=self._prompt_rates(),
+            rates=PromptRates(0.0, 1.0, 0.0),
             neuron_bytes=max(layer.neuron_bytes for layer in sizes.layers),
             least_tokens=sizes.n_slots + 1,
         )
-
-    def _prompt_rates(self) -> PromptRates:
-        raise NotImplementedError
+        index, layer = split
+        kernels, n_tokens = self._host_kernels, self.n_tokens
+        with device.enqueuing():
+            rates = device.prompt_rates(lambda: measure_prompt_rates(stream, index, layer, kernels, n_tokens))
+        return replace(stream, rates=rates)
 
     def _captured_side(self) -> CapturedColdSide | None:
         """None where steps are run call by call: as asked, or because the CPU's kernels cannot run without Python."""
@@ -224,6 +229,11 @@ class HybridModel:
             return take_tensor(self._reserved.tables, tuple(values.shape), torch.float32).copy_(values)
 
         return RopeTable(placed(table.cos), placed(table.sin), table.halves)
+
+
+def is_split(layer: DeviceLayer | HostLayer) -> TypeGuard[DeviceLayer]:
+    """Whether a layer has neurons on both sides, or its block on the device and its neurons on the CPU."""
+    return isinstance(layer, DeviceLayer) and layer.cold is not None
 
 
 def given(placement: Placement) -> Chooser:

@@ -16,7 +16,7 @@ from powerinfer_py.runtime.hybrid.part_source import LayerRegions
 
 @dataclass(frozen=True, eq=False)
 class Reserved:
-    """Regions of everything on the device. staging: empty where no layer is split. kv: of each layer's keys and values."""
+    """Regions of everything on the device. staging: empty where no layer is split. kv: of each layer's cache."""
 
     activations: Region
     staging: Region

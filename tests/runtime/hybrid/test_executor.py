@@ -330,12 +330,14 @@ def _tokens(ids: list[int]) -> Any:
     return ForwardBatch(torch.tensor(ids), torch.arange(len(ids)), torch.zeros(len(ids), dtype=torch.int64))
 
 
-@pytest.mark.parametrize("arrangement", [Arrangement.EAGER, Arrangement.TWO_NODES])
-def test_tritons_kernels_under_their_interpreter(models: dict[str, Path], arrangement: Arrangement) -> None:
-    """A prompt and single tokens; every intermediate value in the workspace that the ledger has for it."""
+def test_tritons_kernels_under_their_interpreter(models: dict[str, Path]) -> None:
+    """A prompt and a captured step; every intermediate value in the workspace that the ledger has for it."""
     pytest.importorskip("triton")
-    expected = logits_of(loaded(models["arcee"], "predictor", max_batch=2), 2)
-    llm = hybrid(models["arcee"], "predictor", choosing(0.4), "triton", arrangement, max_batch=2, batch_size=16)
-    assert nmse(logits_of(llm, 2), expected) < 1e-6
-    assert llm.engine.hybrid is not None
-    assert llm.engine.hybrid.executor.step.buffers.workspace.peak_bytes > 0
+    ids = [[token % 64 for token in TOKENS[:6]]]
+    with loaded(models["arcee"], "predictor", max_batch=1) as llm:
+        expected = run_sequences(llm.engine, ids, n_single=1)
+    options = {"max_batch": 1, "batch_size": 16}
+    with hybrid(models["arcee"], "predictor", choosing(0.4), "triton", Arrangement.TWO_NODES, **options) as llm:
+        assert nmse(run_sequences(llm.engine, ids, n_single=1), expected) < 1e-6
+        assert llm.engine.hybrid is not None
+        assert llm.engine.hybrid.executor.step.buffers.workspace.peak_bytes > 0
