@@ -37,6 +37,8 @@ _MODULES_MARGIN_BYTES = 64 << 20
 class CudaDevice(Device):
     """GPU number `index`. Raises DeviceError where torch or the driver cannot use it."""
 
+    busy_cores = 1
+
     def __init__(self, index: int, arrangement: Arrangement) -> None:
         import torch
 

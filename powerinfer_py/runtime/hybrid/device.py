@@ -54,10 +54,14 @@ class Mark(Protocol):
 
 
 class Device(ABC):
-    """One device. Its kernels take tensors that lie on it. arrangement: how its decode steps are run."""
+    """One device. Its kernels take tensors that lie on it.
+
+    arrangement: how its decode steps are run. busy_cores: of the CPU, which its driver keeps busy.
+    """
 
     name: str
     arrangement: Arrangement
+    busy_cores = 0
 
     @abstractmethod
     def memory(self) -> DeviceMemory:

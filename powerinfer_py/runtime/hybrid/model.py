@@ -52,6 +52,15 @@ class HybridPlan:
     batch_size: int
     chosen: ChosenPlacement | None = None
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights on the device."""
+        n_bytes = self.sizes.head_bytes if self.placement.head_on_gpu else 0
+        for size, placed in zip(self.sizes.layers, self.placement.layers, strict=True):
+            if placed.block_on_gpu:
+                n_bytes += size.dense_bytes + size.predictor_bytes + size.hot_bytes(placed.hot.size)
+        return n_bytes
+
 
 # Decides where things go: sizes, bytes for the fixed part, and what is left for the rest.
 Chooser = Callable[[ModelSizes, FixedBytes, int], Placement]
