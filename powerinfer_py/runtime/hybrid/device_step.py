@@ -104,6 +104,19 @@ class DeviceStep:
             run.masks = Masks(ffn_input, result.predicted, result.fired, None)
         return y, run
 
+    def predictor_seconds(self, layers: Sequence[DeviceLayer]) -> float:
+        """What the predictors of these layers take for as many tokens as the buffers hold now; waits for the device."""
+        x = self.buffers.send()
+        with self.memory.into(self.buffers.workspace):
+            before = self.device.mark()
+            for layer in layers:
+                self.buffers.workspace.reset()
+                if (predictor := layer.predictor or layer.hot.predictor) is not None:
+                    self.kernels.predict(predictor, x, layer.hot.sparse_threshold)
+            after = self.device.mark()
+        self.device.synchronise()
+        return after.seconds_since(before)
+
     def head(self, head: Head, rows: Tensor) -> Tensor:
         """Logits of a few tokens, in the workspace: rows (K, n_embd) -> (K, n_vocab)."""
         return self.kernels.linear(head.output, normalise(self.kernels, head.norm, rows))

@@ -150,8 +150,8 @@ def test_captured_steps_are_the_eager_ones(models: dict[str, Path], name: str, a
         with hybrid(models[name], "auto", choose, arrangement=arrangement) as llm:
             assert np.array_equal(run_sequences(llm.engine, sequences_of(3), n_single=4), expected)
             assert llm.engine.hybrid is not None
-            assert {key for key in llm.engine.activity.to_dict() if key != "predictor_s"} == set(counts)
             actual = llm.engine.activity.to_dict()
+            assert actual["predictor_s"] > 0
             assert {key: actual[key] for key in counts} == counts
             captured = llm.engine.hybrid.executor.captured
             assert len(captured) == (3 if name == "relu-llama" else 1)
