@@ -151,22 +151,23 @@ def _forward_bytes(sizes: ModelSizes, n_tokens: int) -> int:
 
 
 def _kernel_bytes(sizes: ModelSizes, n_tokens: int) -> int:
-    """What device kernels keep while they run. Few tokens: partial sums of the down projection (a row for every 64
-    neurons), counters for pairs of neurons. More: the input of each product as two float16 halves and a scale a token.
-    Attention of few tokens keeps a part for every 128 positions.
+    """What device kernels keep while they run. Few tokens: partial sums of the down projection (a row and a count for
+    every 64 neurons), counters for pairs of neurons. More: the input of each product as two float16 halves and a scale
+    a token, and the neurons that any token needs. Attention of few tokens keeps a part for every 128 positions.
     """
     config, f32 = sizes.config, FLOAT32_BYTES
-    heads = config.n_head * config.head_dim_v
     if n_tokens <= DECODE_TOKENS:
-        n_bytes = aligned(n_tokens * -(-config.n_ff // _PARTIAL_NEURONS) * config.n_embd * f32)
+        n_partial = n_tokens * -(-config.n_ff // _PARTIAL_NEURONS)
+        n_bytes = aligned(n_partial * config.n_embd * f32) + aligned(n_partial * _INT32_BYTES)
         n_bytes += aligned(n_tokens * -(-config.n_ff // 2) * 3 * _INT32_BYTES)
     else:
-        inputs = [*[config.n_embd] * 4, heads, config.n_ff]
+        inputs = [*[config.n_embd] * 4, config.n_head * config.head_dim_v, config.n_ff]
         inputs += [config.n_embd, sizes.predictor_rank] if sizes.predictor_rank else []
         n_bytes = sum(_halves(n, n_tokens) for n in inputs)
+        n_bytes += aligned(config.n_ff * _INT32_BYTES) + aligned(config.n_ff) + aligned(_INT32_BYTES)
     if n_tokens <= SPLIT_ATTENTION_TOKENS:
-        parts = -(-sizes.n_ctx // _PARTIAL_POSITIONS)
-        return n_bytes + aligned(n_tokens * config.n_head * parts * (config.head_dim_v + 2) * f32)
+        n_parts = n_tokens * config.n_head * -(-sizes.n_ctx // _PARTIAL_POSITIONS)
+        return n_bytes + aligned(n_parts * config.head_dim_v * f32) + aligned(n_parts * 2 * f32)
     return n_bytes + _halves(config.n_head * config.head_dim, n_tokens)
 
 

@@ -69,7 +69,7 @@ def _fastest(choices: list[Choice]) -> Choice:
 
 
 def _gap(choice: Choice, bound: float) -> float:
-    return max(0.0, 1.0 - bound / choice.total_seconds)
+    return min(1.0, max(0.0, 1.0 - bound / choice.total_seconds))
 
 
 def _relaxation(program: Program) -> tuple[float, list[Floats]]:
