@@ -1,4 +1,4 @@
-"""Kernels whose memory is full of NaN when they get it, on the GPU or under Triton's interpreter, and blocks for them."""
+"""Memory that is full of NaN when kernels get it, and blocks for kernels on a GPU or under Triton's interpreter."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -104,6 +105,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="a part that takes under a minute")
     parser.add_argument("--capability", type=int, action="append", metavar="CC", help="e.g. 89; default: all")
     args = parser.parse_args(argv)
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        parser.error("unset TRITON_INTERPRET: interpreted kernels are not compiled")
     results = []
     for record in records(args.quick, args.capability or list(CAPABILITIES)):
         results.append(record)

@@ -1,8 +1,8 @@
 """Every specialisation of every Triton kernel that real models launch, found by running the launchers without a device.
 
 `TritonKernels` runs on torch's `meta` device, where tensors have shapes and no memory, over layers of published shapes;
-launches are recorded instead of made. What is recorded is what Triton's just-in-time compiler would be asked for: types,
-constants, and which arguments are 1 or multiples of 16.
+launches are recorded instead of made. What is recorded is what Triton's just-in-time compiler would be asked for:
+types, constants, and which arguments are 1 or multiples of 16.
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ class Recorder:
         signature, constants, multiples = [], [], []
         for parameter in kernel.params:
             value = arguments.pop(parameter.name)
-            if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+            general = parameter.do_not_specialize
+            if parameter.is_constexpr or (isinstance(value, int) and value == 1 and not general):
                 kind = "constexpr"
                 constants.append((parameter.name, value))
             elif isinstance(value, Tensor):
@@ -139,14 +140,12 @@ class Recorder:
                 kind = "fp32"
             else:
                 kind = "i32" if -(2**31) <= value < 2**31 else "i64"
-                if value % 16 == 0:
+                if value % 16 == 0 and not general:
                     multiples.append(parameter.name)
             signature.append((parameter.name, kind))
         if arguments:
             raise TypeError(f"{kernel.__name__} takes no {', '.join(arguments)}")
-        variant = Variant(
-            kernel, tuple(signature), tuple(constants), tuple(multiples), warps, stages, fusion
-        )
+        variant = Variant(kernel, tuple(signature), tuple(constants), tuple(multiples), warps, stages, fusion)
         key = (variant.name, *variant.signature, *variant.constants, variant.multiples, warps, stages, fusion)
         self.variants.setdefault(key, variant)
 

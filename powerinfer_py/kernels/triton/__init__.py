@@ -5,5 +5,6 @@ kernel also runs on CPU tensors under Triton's interpreter (`TRITON_INTERPRET=1`
 
 What all kernel files keep to: no inline assembly, no libdevice, no atomics, no program that waits for another. Sums are
 cut into tiles whose size is fixed when a kernel is launched and combined in one order, so that a call repeats bit for
-bit. Grids do not depend on numbers in device memory: programs that find nothing to do leave early.
+bit. A number of tokens is no constant of a compiled kernel, so that a prompt of a new length compiles nothing. Grids do
+not depend on numbers in device memory: programs that find nothing to do leave early.
 """

@@ -50,7 +50,7 @@ def chunk_kernel(
     K_TYPE: tl.constexpr,
     V_TYPE: tl.constexpr,
 ):
-    """sums[t, head, chunk, :]: values times exp(score - maximum); maxima[t, head, chunk]: maximum and sum of the exp."""
+    """sums[t, head, chunk, :]: values times exp(score - maximum); maxima: that maximum and the sum of exp."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     chunk = tl.program_id(2)

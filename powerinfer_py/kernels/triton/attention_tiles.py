@@ -4,12 +4,12 @@
 Tokens of a tile may belong to several sequences: a program goes through the slots it meets one after the other, and
 only tokens of that slot see its keys. Float16 keys and values are exact in tl.dot; queries and weights are written as
 two float16 (`halves`), so that products have float32's precision. Q8_0 rows have 18 significant bits and become two
-halves as well, each row with a power of two of its own. Moves a sequence's keys and values once for each tile and query head.
+halves as well, each row with a power of two of its own. Moves a sequence's keys and values once for
+each tile and query head.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,13 +20,13 @@ from powerinfer_py.kernels.triton.cache_tiles import load_cache_rows, row_start
 from powerinfer_py.kernels.triton.device_rows import Allocate
 from powerinfer_py.kernels.triton.halves import Halves, power_of_two_scale, two_halves
 
-# 32 tokens x 128 float32 sums are 32 registers of 128 threads. Queries are read anew for every tile of keys, 64 columns
-# at a time, from the L1 cache: kept in registers, both halves took all 255 and spilled.
-_TOKENS, _TILE, _PART, _WARPS = 32, 32, 64, 4
-# Halves of keys and values besides those of queries spill even so; this does not.
-_BLOCK_TOKENS, _BLOCK_TILE, _BLOCK_PART, _BLOCK_WARPS = 16, 32, 32, 8
-# Weights lie in [0, 1]; times 2^14 even low halves of small ones are no subnormal float16. Values of q8_0 are brought to
-# [2^14, 2^15) and their weights multiplied by the inverse, so that weights up to 2^15 times as large still fit.
+# Queries are read anew for every tile of keys, 32 columns at a time, from the L1 cache: kept in registers, both halves
+# took all 255 and spilled. 64 x 128 float32 sums are 32 registers of each of 256 threads.
+_TOKENS, _TILE, _PART, _WARPS = 64, 32, 32, 8
+# Halves of keys and values besides those of queries leave no room for more.
+_BLOCK_TOKENS, _BLOCK_TILE, _BLOCK_PART, _BLOCK_WARPS = 32, 16, 32, 8
+# Weights lie in [0, 1]; times 2^14 even low halves of small ones are no subnormal float16. Values of q8_0 are brought
+# to [2^14, 2^15) and their weights multiplied by the inverse, so that weights up to 2^15 times as large still fit.
 _WEIGHT_SCALE = tl.constexpr(16384.0)
 
 
@@ -39,29 +39,26 @@ def key_halves(rows, TYPE: tl.constexpr):
     if TYPE == "q8_0":
         forth, back = power_of_two_scale(tl.max(tl.abs(rows), axis=1))
         high, low = two_halves(rows * forth[:, None])
-        return high, low, back
     else:
-        return rows, rows, 1.0
+        high, low, back = rows, rows, 1.0
+    return high, low, back
 
 
 @triton.jit
-def spread_strange(
-    total, v_cache, theirs, position, last, at_v, DIM_V: tl.constexpr, TILE: tl.constexpr, TYPE: tl.constexpr
-):
-    """`total` with NaN where a token sees a value that is not finite."""
+def spread_strange(total, v_cache, theirs, position, last, at_v, DIM_V: tl.constexpr, TYPE: tl.constexpr):
+    """`total` with NaN where a token sees a value that is not finite; a position after the other, as it is rare."""
     start = last * 0
     while start <= last:
-        place = start + tl.arange(0, TILE)
+        place = start + tl.arange(0, 1)
         values = load_cache_rows(v_cache, place, place <= last, at_v, DIM_V, TYPE)
-        strange = ((values - values) == 0.0) == 0
-        seen = theirs[:, None] & (place[None, :] <= position[:, None])
-        touched = tl.dot(seen.to(tl.float16), strange.to(tl.float16))
-        total = tl.where(touched > 0.0, float("nan"), total)
-        start += TILE
+        strange = ((values - values) == 0.0) == 0  # (1, columns)
+        seen = theirs[:, None] & (place[None, :] <= position[:, None])  # (tokens, 1)
+        total = tl.where(seen & strange, float("nan"), total)
+        start += 1
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tokens"])
 def tiles_kernel(
     high,
     low,
@@ -118,9 +115,7 @@ def tiles_kernel(
                 asked = inside[:, None] & (at < DIM)[None, :]
                 query_high = tl.load(high + at_query[:, None] + at[None, :], mask=asked, other=0.0)
                 query_low = tl.load(low + at_query[:, None] + at[None, :], mask=asked, other=0.0)
-                key, key_low, key_back = key_halves(
-                    load_cache_rows(keys_of, place, stored, at, DIM, K_TYPE), K_TYPE
-                )
+                key, key_low, key_back = key_halves(load_cache_rows(keys_of, place, stored, at, DIM, K_TYPE), K_TYPE)
                 if K_TYPE == "q8_0":
                     part = tl.dot(query_high, tl.trans(key))
                     part = tl.dot(query_low, tl.trans(key), part)
@@ -142,7 +137,7 @@ def tiles_kernel(
             finite = (values - values) == 0.0
             n_strange += tl.sum(tl.sum((finite == 0).to(tl.int32), axis=1), axis=0)
             value, value_low, value_back = key_halves(tl.where(finite, values, 0.0), V_TYPE)
-            if V_TYPE == "q8_0":
+            if V_TYPE == "q8_0":  # noqa: SIM108  an expression would have both its sides compiled
                 p = p * (value_back * _WEIGHT_SCALE)[None, :]
             else:
                 p = p * _WEIGHT_SCALE
@@ -153,7 +148,7 @@ def tiles_kernel(
                 total = tl.dot(p_high, value_low, total)
             start += TILE
         if n_strange > 0:
-            total = spread_strange(total, values_of, theirs, position, last, at_v, DIM_V, TILE, V_TYPE)
+            total = spread_strange(total, values_of, theirs, position, last, at_v, DIM_V, V_TYPE)
         left = left & (slot_of != slot)
         slot = tl.min(tl.where(left, slot_of, n_slots), axis=0)
     out = y + (tokens.to(tl.int64) * (HEADS * DIM_V) + head * DIM_V)[:, None] + at_v[None, :]

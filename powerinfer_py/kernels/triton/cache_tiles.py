@@ -23,15 +23,16 @@ LARGEST_SCALE = tl.constexpr(65519.99609375)
 @triton.jit
 def row_start(cache, row, DIM: tl.constexpr, TYPE: tl.constexpr):
     """Where `row` (int64) begins. From there a sequence's rows are counted in int32: a head's context is small."""
-    if TYPE == "q8_0":
-        return cache + row * (DIM // 32 * 34)
+    if TYPE == "q8_0":  # noqa: SIM108
+        start = cache + row * (DIM // 32 * 34)
     else:
-        return cache + row * DIM
+        start = cache + row * DIM
+    return start
 
 
 @triton.jit
 def load_cache_rows(cache, places, keep, at, DIM: tl.constexpr, TYPE: tl.constexpr):
-    """Values `at` (columns) of rows `places` (n; int32): (n, columns), float16 or for q8_0 float32; 0 outside `keep`."""
+    """Values `at` (columns) of rows `places` (n; int32): (n, columns), float16, or float32 of q8_0; 0 outside."""
     wanted = keep[:, None] & (at < DIM)[None, :]
     if TYPE == "q8_0":
         block = places[:, None] * (DIM // 32 * 34) + ((at // 32) * 34)[None, :]
@@ -39,9 +40,10 @@ def load_cache_rows(cache, places, keep, at, DIM: tl.constexpr, TYPE: tl.constex
         low = tl.load(cache + block, mask=wanted, other=0).to(tl.uint16)
         high = tl.load(cache + block + 1, mask=wanted, other=0).to(tl.uint16)
         d = (low | (high << 8)).to(tl.float16, bitcast=True)
-        return quant.to(tl.float32) * d.to(tl.float32)
+        tile = quant.to(tl.float32) * d.to(tl.float32)
     else:
-        return tl.load(cache + places[:, None] * DIM + at[None, :], mask=wanted, other=0.0)
+        tile = tl.load(cache + places[:, None] * DIM + at[None, :], mask=wanted, other=0.0)
+    return tile
 
 
 @triton.jit

@@ -49,8 +49,8 @@ _LARGEST_HALF = 2.0**14
 class DeviceRows:
     """`Matrix.handle` of these kernels.
 
-    storage: one of `STORAGES`. values: (rows, cols) weights or int8 quants, or for q4_0 uint8 (rows, cols / 2), byte j of
-    a block of 16 holding weight j low and weight j + 16 high. scales: float16 (rows, cols / 32), None without blocks.
+    storage: one of `STORAGES`. values: (rows, cols) weights or int8 quants, or for q4_0 uint8 (rows, cols / 2), byte j
+    of a block of 16 holding weight j low and weight j + 16 high. scales: float16 (rows, cols / 32); None: no blocks.
     half_scale: a power of two; times it, the largest weight is at most 2^14 and a float16 (1 for f32 and f16).
     """
 
@@ -84,7 +84,7 @@ def upload(
     n_row = row_bytes(ggml_type, cols)
     if data.dtype != np.uint8 or data.shape != (rows * n_row,):
         raise ValueError(f"{data.dtype} data of shape {data.shape}, expected uint8 ({rows * n_row},)")
-    if ids is not None and ids.size and not (0 <= ids.min() and ids.max() < rows):
+    if ids is not None and ids.size and not (ids.min() >= 0 and ids.max() < rows):
         raise IndexError(f"row ids from {ids.min()} to {ids.max()}, expected 0 to {rows - 1}")
     storage = STORAGES.get(ggml_type, "f16")
     n = rows if ids is None else len(ids)

@@ -1,4 +1,4 @@
-"""The sparse FFN on a device, from mask to sum: which kernels run for a token, for a prompt, and where all rows are read.
+"""The sparse FFN on a device, from mask to sum: which kernels run for a token, a prompt, and where all are read.
 
 The semantics are `kernels.feed_forward`'s. Nothing waits for the device: grids and memory follow from shapes alone, and
 what was computed is counted in device memory.

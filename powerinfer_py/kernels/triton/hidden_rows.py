@@ -25,11 +25,12 @@ from powerinfer_py.kernels.triton.weight_rows import row_products
 def first_fired(first, wanted, threshold, ACTIVATION: tl.constexpr):
     """Which neurons fire as far as their first row says; dReLU's up row is not known yet."""
     if ACTIVATION == "silu":
-        return wanted
+        fired = wanted
     elif ACTIVATION == "fatrelu":
-        return wanted & ((first < threshold) == 0)
+        fired = wanted & ((first < threshold) == 0)
     else:
-        return wanted & ((first <= 0.0) == 0)
+        fired = wanted & ((first <= 0.0) == 0)
+    return fired
 
 
 @triton.jit
@@ -128,7 +129,11 @@ def hidden_kernel(
     if OBSERVED:
         tl.store(fired_out + token * n + rows, fired.to(tl.uint8), mask=keep)
     count_program(
-        counted, token * n_programs + program, tl.sum(keep.to(tl.int32), axis=0), up_rows, tl.sum(fired.to(tl.int32), axis=0)
+        counted,
+        token * n_programs + program,
+        tl.sum(keep.to(tl.int32), axis=0),
+        up_rows,
+        tl.sum(fired.to(tl.int32), axis=0),
     )
 
 

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
-"""The first half of a sparse FFN for the tokens of a prompt: gate, activation and up, tiles of tokens with tiles of neurons.
+"""The first half of a sparse FFN for a prompt: gate, activation and up, tiles of tokens with tiles of neurons.
 
 Neurons are those that any token wants; each token's own mask decides what becomes of a product, by selection, so that a
 masked neuron contributes exactly 0 even where its row holds NaN. Up rows are read where a token of the tile fired.
@@ -64,7 +64,7 @@ def scaled_products(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tokens"])
 def hidden_tiles_kernel(
     x,
     high,
@@ -158,9 +158,7 @@ def hidden_tiles_kernel(
 
 def tile_config_of(neurons: Neurons, n_tokens: int, device: torch.device) -> launch.TileConfig:
     """How `hidden_tiles` runs; numbers are counted for each tile of `tokens` and `rows`."""
-    return launch.tile_config(
-        "hidden", neurons.up.storage, n_tokens, neurons.up.rows, neurons.up.cols, device
-    )
+    return launch.tile_config("hidden", neurons.up.storage, n_tokens, neurons.up.rows, neurons.up.cols, device)
 
 
 def hidden_tiles(

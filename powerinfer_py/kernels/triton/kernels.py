@@ -7,10 +7,9 @@ caller asks for numbers instead of giving a tensor to count in. Ids, slots and p
 checked without waiting: a place outside the cache is not written and gives NaN; on CPU tensors (Triton's interpreter)
 they raise as elsewhere.
 
-Launches a layer, for one token, FFN with a predictor and all of it here: attention 5 and one more for each projection of
-queries, keys and values that the file keeps apart (norm, projection, heads, chunks, their combination, output with the
-residual: 6 with a fused one, 8 with three), FFN 8 (two for the predictor, norm, list, hidden, down, its combination with
-the residual, tally); 14 to 16 in all.
+Launches a layer, for one token, with a predictor and all neurons here: attention 6 with a fused projection of queries,
+keys and values, 8 with three (norm, projections, heads, chunks, their combination, output with the residual); FFN 8
+(two for the predictor, norm, list, hidden, down, its combination with the residual, tally); 14 or 16 in all.
 """
 
 from __future__ import annotations
@@ -230,9 +229,9 @@ class TritonKernels(Kernels):
         if len(parts) == 1:
             n_q, n_k = block.n_head * block.head_dim, block.n_head_kv * block.head_dim
             parts = list(parts[0].tensor_split((n_q, n_q + n_k), dim=1))
-        q = parts[0].unflatten(1, (block.n_head, block.head_dim))
-        k = parts[1].unflatten(1, (block.n_head_kv, block.head_dim))
-        v = parts[2].unflatten(1, (block.n_head_kv, block.head_dim_v))
+        q = _heads(parts[0], block.n_head, block.head_dim)
+        k = _heads(parts[1], block.n_head_kv, block.head_dim)
+        v = _heads(parts[2], block.n_head_kv, block.head_dim_v)
         turned = self._allocate((n_tokens, block.n_head, block.head_dim), torch.float32)
         new = NewKeys(k, v, cache.keys, cache.values, slots)
         place_heads(positions, q=q, q_out=turned, new=new, rope=rope)
@@ -282,9 +281,9 @@ class TritonKernels(Kernels):
         fired = self._allocate((n_tokens, n), torch.bool).zero_() if observe else None
         total = self._allocate((4,), torch.int64).zero_() if counts is None else counts
         feed_forward(block, h, y, total, self._allocate, mask=mask, residual=residual, fired=fired)
-        numbers = total.tolist() if counts is None else [0, 0, 0, 0]
+        n_gate, n_up, n_down, n_fired = total.tolist() if counts is None else (0, 0, 0, 0)
         # Seconds in the predictor are unknown: nothing here waits for it.
-        return FeedForwardResult(y, *numbers, predictor_s=0.0, predicted=mask if observe else None, fired=fired)
+        return FeedForwardResult(y, n_gate, n_up, n_down, n_fired, 0.0, mask if observe else None, fired)
 
     def pack_mask(self, mask: Tensor, begin: int) -> Tensor:
         part = mask[:, begin:]
@@ -299,3 +298,8 @@ class TritonKernels(Kernels):
         outside = ids[(ids < 0) | (ids >= end)]
         if outside.numel():
             raise IndexError(f"{name} {int(outside[0])} is not in [0, {end})")
+
+
+def _heads(x: Tensor, n_head: int, dim: int) -> Tensor:
+    """x (T, n_head * dim), whose rows may lie apart, as (T, n_head, dim) over the same memory."""
+    return x.as_strided((x.shape[0], n_head, dim), (x.stride(0), dim, 1))

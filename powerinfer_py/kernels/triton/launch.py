@@ -49,6 +49,11 @@ _FEW_ROWS = 2048
 # spilled to local memory on 8.0 and 9.0.
 _ROW_STEPS = {"f32": 256, "f16": 256, "bf16": 256, "q8_0": 512, "q4_0": 1024}
 
+# (rows, step, warps) of the kernels around tl.dot at up to 64 tokens: the largest that ptxas did not spill on 8.0, 8.9
+# and 9.0. "hidden" holds gate and up products, "down" two sums of half the columns for Q4_0. F32 weights, which no
+# tensor core multiplies in full, take at most 32 tokens, 64 rows and steps of 32.
+_TILES = {"product": (64, 64, 4), "hidden": (32, 64, 4), "down": (128, 32, 8)}
+
 
 def row_config(kernel: str, storage: str, rows: int, cols: int, device: torch.device) -> RowConfig:
     """Configuration of a kernel that reads `rows` rows of `cols` weights each for itself."""
@@ -67,16 +72,14 @@ def tile_config(kernel: str, storage: str, n_tokens: int, rows: int, cols: int, 
     recorded = _recorded(kernel, storage, rows, cols, device)
     if isinstance(recorded, TileConfig):
         return recorded
+    rows, step, warps = _TILES[kernel]
+    tokens = 16 if n_tokens <= 16 else 32 if n_tokens <= 32 else 64
     if storage == "f32":
-        # No tensor core multiplies float32 in full; tiles of 64 tokens spilled.
-        return TileConfig(tokens=16 if n_tokens <= 16 else 32, rows=64, step=32, warps=4, stages=3)
-    # 64 x 64 float32 sums are 32 registers of each of 128 threads, twice that for gate and up.
-    return TileConfig(tokens=16 if n_tokens <= 16 else 32 if n_tokens <= 32 else 64, rows=64, step=64, warps=4, stages=3)
+        tokens, rows, step = min(tokens, 32), min(rows, 64), 32
+    return TileConfig(tokens=tokens, rows=rows, step=step, warps=warps, stages=3)
 
 
-def _recorded(
-    kernel: str, storage: str, rows: int, cols: int, device: torch.device
-) -> RowConfig | TileConfig | None:
+def _recorded(kernel: str, storage: str, rows: int, cols: int, device: torch.device) -> RowConfig | TileConfig | None:
     if not RECORDED or device.type != "cuda":
         return None
     return RECORDED.get((kernel, torch.cuda.get_device_capability(device), storage, rows, cols))

@@ -26,9 +26,11 @@ def list_kernel(mask, ids, counts, n, stride, N_BEFORE: tl.constexpr, TILE: tl.c
     tile = tl.program_id(1)
     offsets = tl.arange(0, TILE)
     before = tl.zeros((TILE,), tl.int32)
-    for earlier in range(0, N_BEFORE):
+    for earlier in range(N_BEFORE):
         # Whole tiles only: every one before this program's own is full.
-        value = tl.load(mask + token * stride + earlier * TILE + offsets, mask=offsets < (tile - earlier) * TILE, other=0)
+        value = tl.load(
+            mask + token * stride + earlier * TILE + offsets, mask=offsets < (tile - earlier) * TILE, other=0
+        )
         before += (value != 0).to(tl.int32)
     at = tile * TILE + offsets
     value = tl.load(mask + token * stride + at, mask=at < n, other=0)
@@ -40,12 +42,12 @@ def list_kernel(mask, ids, counts, n, stride, N_BEFORE: tl.constexpr, TILE: tl.c
         tl.store(counts + token, first + tl.sum(chosen, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tokens"])
 def union_kernel(mask, union, n_tokens, n, stride, TILE: tl.constexpr):
     """Which columns of the mask any token has set, as bytes."""
     at = tl.program_id(0) * TILE + tl.arange(0, TILE)
     found = tl.zeros((TILE,), tl.int32)
-    token = 0
+    token = n_tokens * 0
     while token < n_tokens:
         value = tl.load(mask + token.to(tl.int64) * stride + at, mask=at < n, other=0)
         found = found | (value != 0).to(tl.int32)

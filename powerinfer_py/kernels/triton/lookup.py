@@ -16,9 +16,7 @@ _STEP = 1024
 
 
 @triton.jit
-def lookup_kernel(
-    values, scales, ids, y, n_ids, n_rows, N: tl.constexpr, STEP: tl.constexpr, STORAGE: tl.constexpr
-):
+def lookup_kernel(values, scales, ids, y, n_rows, N: tl.constexpr, STEP: tl.constexpr, STORAGE: tl.constexpr):
     """STEP columns of one row; an id outside the matrix gives NaN."""
     place = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * STEP + tl.arange(0, STEP)
@@ -52,7 +50,6 @@ def lookup(matrix: DeviceRows, ids: Tensor, y: Tensor) -> None:
         scales=matrix.scales_or_values,
         ids=ids,
         y=y,
-        n_ids=n,
         n_rows=matrix.rows,
         N=matrix.cols,
         STEP=_STEP,

@@ -71,7 +71,7 @@ def tile_products(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tokens"])
 def product_kernel(
     x,
     low,

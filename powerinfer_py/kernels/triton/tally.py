@@ -15,7 +15,7 @@ from torch import Tensor
 from powerinfer_py.kernels.triton import launch
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_groups", "n_down_groups", "all_downs"])
 def tally_kernel(
     counted,
     downs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,7 +17,9 @@ from powerinfer_py.kernels.triton.kernels import TritonKernels
 HAS_GPU = torch.cuda.is_available()
 
 
-@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=["interpreted", "gpu"])
+@pytest.fixture(
+    scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=["interpreted", "gpu"]
+)
 def triton_kernels(request: pytest.FixtureRequest) -> TritonKernels:
     if request.param == "cuda" and not HAS_GPU:
         pytest.skip("needs a CUDA device")
@@ -34,7 +37,8 @@ def reference() -> ReferenceKernels:
 @pytest.fixture(autouse=True)
 def _numpy_says_nothing_of_nan() -> Iterator[None]:
     """The interpreter computes with numpy, which warns of NaN and overflow that the tests ask for."""
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
         yield
 
 

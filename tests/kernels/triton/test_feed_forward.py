@@ -39,7 +39,10 @@ def run(
     kernels: TritonKernels, layer: Layer, x: Tensor, mask: Tensor | None, poisoned: dict[str, np.ndarray] | None = None
 ) -> FeedForwardResult:
     got = kernels.feed_forward_part(
-        layer.block(kernels, poisoned), on_device(kernels, x), on_device(kernels, mask), observe=True  # type: ignore[arg-type]
+        layer.block(kernels, poisoned),
+        on_device(kernels, x),
+        on_device(kernels, mask),
+        observe=True,  # type: ignore[arg-type]
     )
     assert got.fired is not None
     return replace(got, y=got.y.cpu(), fired=got.fired.cpu())
@@ -50,9 +53,8 @@ def require_equal(got: FeedForwardResult, want: FeedForwardResult, largest: floa
     assert want.fired is not None
     assert torch.equal(got.fired, want.fired)
     assert nmse(got.y, want.y) <= largest
-    worst = float((got.y - want.y).abs().max() / want.y.abs().max())
-    # One result off by all of the squared error.
-    assert worst**2 <= largest * want.y.numel()
+    # No single result is off by more than five times what all may be off by on average.
+    assert float((got.y - want.y).abs().max()) ** 2 <= 25 * largest * float(want.y.square().mean())
     numbers = [(one.gate_products, one.up_products, one.down_products, one.n_fired) for one in (got, want)]
     assert numbers[0] == numbers[1]
 
@@ -72,7 +74,11 @@ def test_every_activation(
 @both_ways
 @pytest.mark.parametrize("density", [None, 0.0, 0.3, 1.0])
 def test_every_storage_and_density(
-    triton_kernels: TritonKernels, reference: ReferenceKernels, ggml_type: GGMLType, n_tokens: int, density: float | None
+    triton_kernels: TritonKernels,
+    reference: ReferenceKernels,
+    ggml_type: GGMLType,
+    n_tokens: int,
+    density: float | None,
 ) -> None:
     layer = Layer(ggml_type, n_embd=256 if ggml_type is GGMLType.Q4_K else 96, biases=density == 0.3)
     x = tokens(n_tokens, layer.n_embd)
@@ -105,11 +111,10 @@ def test_dense(
 
 @sparse_case
 @both_ways
-@pytest.mark.parametrize("ggml_type", [GGMLType.F16, GGMLType.Q4_0], ids=["F16", "Q4_0"])
 def test_rows_of_silent_neurons_change_nothing(
-    triton_kernels: TritonKernels, activation: Activation, gated: bool, n_tokens: int, ggml_type: GGMLType
+    triton_kernels: TritonKernels, activation: Activation, gated: bool, n_tokens: int
 ) -> None:
-    layer = Layer(ggml_type, activation=activation, gated=gated)
+    layer = Layer(GGMLType.Q4_0 if gated else GGMLType.F16, activation=activation, gated=gated)
     x, mask = tokens(n_tokens, layer.n_embd), mask_of(n_tokens, layer.n_ff, 0.1)
     clean = run(triton_kernels, layer, x, mask)
     assert clean.fired is not None
@@ -171,7 +176,9 @@ def test_counts_are_added_on_the_device(triton_kernels: TritonKernels) -> None:
         want = run(triton_kernels, layer, x, mask)
         before = counts.tolist()
         got = triton_kernels.feed_forward_part(
-            layer.block(triton_kernels), *(on_device(triton_kernels, one) for one in (x, mask)), counts=counts  # type: ignore[arg-type]
+            layer.block(triton_kernels),
+            *(on_device(triton_kernels, one) for one in (x, mask)),
+            counts=counts,  # type: ignore[arg-type]
         )
         numbers = [want.gate_products, want.up_products, want.down_products, want.n_fired]
         assert counts.tolist() == [a + b for a, b in zip(before, numbers, strict=True)]
@@ -211,7 +218,9 @@ def test_predictions(
     x[1, 3] = float("nan")
     masks = []
     for kernels in (triton_kernels, reference):
-        predictor = Predictor(stored_matrix(kernels, ggml_type, 32, 96, 1), stored_matrix(kernels, ggml_type, 70, 32, 2))
+        predictor = Predictor(
+            stored_matrix(kernels, ggml_type, 32, 96, 1), stored_matrix(kernels, ggml_type, 70, 32, 2)
+        )
         masks.append(kernels.predict(predictor, on_device(kernels, x), 5.0).cpu())  # type: ignore[arg-type]
     assert 0 < int(masks[1][0].count_nonzero()) < 70
     assert masks[0][1].all()

@@ -51,8 +51,11 @@ def test_tiles_of_a_device(triton_kernels: TritonKernels, ggml_type: GGMLType, d
     assert (np.abs(y.numpy() - want) <= product_bound(ggml_type, 2, values, x.numpy())).all()
 
 
-@pytest.mark.parametrize(("ggml_type", "largest"), [(GGMLType.F16, 1e-12), (GGMLType.BF16, 1e-12), (GGMLType.Q8_0, 4e-7),
-                                                    (GGMLType.Q4_0, 4e-7)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("ggml_type", "largest"),
+    [(GGMLType.F16, 1e-12), (GGMLType.BF16, 1e-12), (GGMLType.Q8_0, 4e-7), (GGMLType.Q4_0, 4e-7)],
+    ids=str,
+)
 @pytest.mark.parametrize("size", [1e-20, 1.0, 1e20])
 def test_a_prompt_has_the_precision_of_its_storage(
     triton_kernels: TritonKernels, reference: ReferenceKernels, ggml_type: GGMLType, largest: float, size: float
@@ -73,7 +76,8 @@ def test_masked_products(triton_kernels: TritonKernels, ggml_type: GGMLType, den
     x, bias = tokens(n_tokens, cols), torch.linspace(-3, 3, rows)
     matrix = triton_kernels.matrix("w", ggml_type, rows, cols, poisoned.reshape(-1))
     y, count = triton_kernels.linear_masked(
-        matrix, *(on_device(triton_kernels, tensor) for tensor in (x, mask, bias))  # type: ignore[arg-type]
+        matrix,
+        *(on_device(triton_kernels, tensor) for tensor in (x, mask, bias)),  # type: ignore[arg-type]
     )
     values = weights_on_device(ggml_type, stored.values)
     want = x.numpy().astype(np.float64) @ values.T.astype(np.float64) + bias.numpy()
