@@ -6,6 +6,7 @@ engines can live in one process; a pipeline over ranges is a composition of engi
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,6 +215,7 @@ class Engine:
             self.options.cache_type_k,
             self.options.cache_type_v,
             None if self.hybrid is None else self.hybrid.kv_regions,
+            nullcontext if self.hybrid is None else self.hybrid.plan.device.enqueuing,
         )
 
     def _finish_loading(self, source: FileWeights) -> Tensor | None:

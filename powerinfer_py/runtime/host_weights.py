@@ -101,6 +101,11 @@ class FileWeights:
             values = dequantize(self._file.tensor_data(name), info.ggml_type, cols, rows).astype("<f2")
         return ggml_type, np.ascontiguousarray(values.T).view(np.uint8).reshape(-1)
 
+    def keep(self, data: npt.NDArray[np.uint8]) -> None:
+        """Locks a copy of weights in memory where the options ask for that. Raises DeviceError where it cannot be."""
+        if self._options.use_mlock:
+            lock_in_memory(data)
+
     def release(self, name: str) -> None:
         """Lets the system take back the memory of a tensor's pages, which has been copied."""
         self._file.release(name)

@@ -12,7 +12,14 @@ from powerinfer_py.errors import ModelError
 from powerinfer_py.gguf import GGUFFile, open_gguf
 from powerinfer_py.models.hyperparameters import read_config
 from powerinfer_py.placement.device_bytes import aligned, matrix_bytes
-from powerinfer_py.placement.sizes import HEAD_TOKENS, ModelSizes, band_bytes, model_sizes, staging_bytes, workspace_bytes
+from powerinfer_py.placement.sizes import (
+    HEAD_TOKENS,
+    ModelSizes,
+    band_bytes,
+    model_sizes,
+    staging_bytes,
+    workspace_bytes,
+)
 
 MODELS = ["relu-llama.powerinfer.gguf", "bamboo.q4.powerinfer.gguf", "relu-falcon.q4.powerinfer.gguf"]
 

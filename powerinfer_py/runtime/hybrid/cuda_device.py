@@ -73,12 +73,16 @@ class CudaDevice(Device):
 
     def context_bytes(self, warm_up: Callable[[], None]) -> int:
         """What the process holds after `warm_up`, as NVML reports it, else what has gone from the free memory."""
+        import gc
+
         import torch
 
         if self._context_bytes is None:
             warm_up()
             self.synchronise()
             self._arena = None
+            # A tensor of the warm-up that waited for the collector would keep the whole arena.
+            gc.collect()
             torch.cuda.empty_cache()
             held = self._monitor.process_bytes()
             if held is None:

@@ -143,7 +143,8 @@ class HybridModel:
 
     def connect(self, caches: Sequence[LayerCache], table: RopeTable | None) -> None:
         """Makes the model ready to run, once its caches exist; the table of rotations is brought to the device."""
-        self._rope = None if table is None else self._placed(table)
+        with self.plan.device.enqueuing():
+            self._rope = None if table is None else self._placed(table)
         step = DeviceStep(
             parallel=self._architecture.parallel,
             device=self.plan.device,

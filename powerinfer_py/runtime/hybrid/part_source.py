@@ -201,6 +201,7 @@ class ColdSource:
             matrix = replace(matrix, data=np.empty(0, np.uint8))
         if matrix.packed or cold is not stored:
             self._file.release(name)
+        self._file.keep(matrix.data)
         return matrix
 
 
