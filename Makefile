@@ -7,25 +7,44 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE_SOURCES := $(shell find powerinfer_py/csrc -type f)
 # Without a compiler the package runs on torch kernels; with one, a build that fails is an error.
 NATIVE := $(if $(shell command -v $${CXX:-c++} || command -v g++ || command -v clang++),POWERINFER_REQUIRE_NATIVE=1)
-PROMPT ?= The capital of France is
+PROMPT ?= My dear sister
 
-.PHONY: help run test sanitize lint wheel clean
+.PHONY: help run test demo sanitize fuzz soak mutants lint wheel clean
 
 help:  ## lists the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' Makefile
 
 run: $(INSTALLED)  ## installs and generates text with the default model (PROMPT="...")
-	$(BIN)/powerinfer-run -p "$(PROMPT)" -n 64
+	$(BIN)/powerinfer-run -p "$(PROMPT)" -n 128
 
 test: $(INSTALLED)  ## installs and runs the whole test suite
 	$(BIN)/python -m pytest
+
+demo: $(INSTALLED)  ## rebuilds the shipped model from its parts (CHECKPOINT=folder takes new dense weights)
+	$(BIN)/python tools/build_demo_files.py $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 
 # Races do not depend on how weights are unpacked: of the weight types, one of each way that threads share work.
 sanitize: $(INSTALLED)  ## runs the native tests under the address, undefined behaviour and thread sanitizers
 	$(call native_tests,address,undefined)
 	build/native-address/kernels_test
+	build/native-address/kernels_fuzz
 	$(call native_tests,thread)
 	build/native-thread/kernels_test F16 Q4_0 Q4_K
+
+FUZZ_SECONDS ?= 60
+
+fuzz: $(INSTALLED)  ## fuzzes the readers and, under sanitizers, the native kernels (FUZZ_SECONDS=60 each)
+	$(PIP) install -q -c constraints.txt atheris
+	for target in reader tokenizer gpuidx; do \
+	  $(BIN)/python tests/fuzz/fuzz_target.py $$target -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; done
+	$(call native_tests,address,undefined)
+	timeout $(FUZZ_SECONDS) build/native-address/kernels_fuzz 1000000 $$(date +%s) || test $$? -eq 124
+
+soak: $(INSTALLED)  ## 50 kills of every tool, a thousand runs at each number of threads
+	$(BIN)/python -m pytest --soak tests/faults
+
+mutants: $(INSTALLED)  ## disables each check of the readers and of the budget: a test must fail each time
+	$(BIN)/python tests/mutants/disable_checks.py
 
 lint: $(INSTALLED)  ## style, format and types
 	$(BIN)/ruff check

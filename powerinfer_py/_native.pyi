@@ -11,6 +11,12 @@ import numpy.typing as npt
 def available_isas() -> list[str]:
     """Instruction sets this CPU can run, best last; `scalar` is always among them."""
 
+def report_file_faults() -> bool:
+    """Ends the process with one line, rather than by SIGBUS, when a mapped file loses the bytes that are read.
+
+    False where somebody else handles SIGBUS, whose handler stays.
+    """
+
 class Matrix:
     """Weights in the layout of a file's type; keeps `data` alive and reads it in place."""
 
@@ -65,6 +71,44 @@ class FeedForwardBlock:
         dense: bool,
     ) -> None:
         """activation: relu, relu2, fatrelu, drelu, silu as 0 to 4. Raises ValueError for shapes that do not fit."""
+
+class ColdWorker:
+    """A thread that computes the jobs which host functions of a stream submit, one at a time."""
+
+    def __init__(self) -> None: ...
+    def wait(self) -> None:
+        """Returns when the job submitted last is done."""
+
+    def take_error(self) -> bool:
+        """Whether a job has failed, or was submitted before the one before it was done, since the last call."""
+
+class ColdJob:
+    """A part of an FFN over buffers with fixed addresses. Keeps worker, kernels and block alive, not the buffers."""
+
+    def __init__(
+        self,
+        worker: ColdWorker,
+        kernels: CpuKernels,
+        block: FeedForwardBlock,
+        h: int,
+        bits: int,
+        y: int,
+        n_tokens: int,
+    ) -> None:
+        """h, y (n_tokens, n_embd); bits (n_tokens, ceil(n_ff / 8); uint8), neuron j bit j % 8 of byte j // 8, or 0."""
+
+    @property
+    def address(self) -> int:
+        """What the host functions are to be given."""
+
+    def take_counts(self) -> tuple[int, int, int, int]:
+        """Gate, up and down products and fired neurons since the last call."""
+
+def cold_host_functions() -> tuple[int, int, int]:
+    """Addresses of `void (*)(void* job)`: submit, which returns at once; wait, which sleeps; both in one.
+
+    None of them throws, takes the GIL, or calls a device.
+    """
 
 class CpuKernels:
     """One set of kernels and the threads it owns. Calls from several threads take turns."""
@@ -177,3 +221,11 @@ class CpuKernels:
 
         Returns gate, up and down products, neurons that fired, and seconds in the predictor.
         """
+
+    def feed_forward_part(
+        self, block: FeedForwardBlock, h: int, mask: int, y: int, fired: int, n_tokens: int, /
+    ) -> tuple[int, int, int, int]:
+        """h, y (n_tokens, n_embd); mask, fired (n_tokens, n_ff; bool) or 0. Gate, up and down products, and fired."""
+
+    def predict(self, fc1: Matrix, fc2: Matrix, x: int, threshold: float, n_tokens: int, mask: int, /) -> None:
+        """x (n_tokens, n_embd), mask (n_tokens, fc2.rows; bool)."""

@@ -102,6 +102,8 @@ class RuntimeOptions:
     """How a model is run.
 
     vram_budget: GiB the process may use on the GPU; None for no statement, -1.0 for all that is free.
+    gpu_index: file that says which neurons go there; reset_gpu_index: solve again what was kept; disable_gpu_index: no
+    neurons at all.
     context_length: tokens a sequence may hold; None for min(model's own, 4096).
     batch_size: most prompt tokens of one forward.
     max_batch: most live sequences, which sizes the KV cache; None to start with one and grow as prompts come.
@@ -121,6 +123,8 @@ class RuntimeOptions:
     vram_budget: float | None = None
     main_gpu: int | None = None
     gpu_index: str | None = None
+    reset_gpu_index: bool = False
+    disable_gpu_index: bool = False
     activation: Activation | None = None
     sparse_threshold: float | None = None
     use_mmap: bool = True
@@ -145,6 +149,8 @@ class RuntimeOptions:
             raise OptionError(f"vram_budget must be -1 or a number of GiB >= 0, not {budget!r}")
         if self.sparse_threshold is not None and not _is_finite(self.sparse_threshold):
             raise OptionError(f"sparse_threshold must be a finite number, not {self.sparse_threshold!r}")
+        if self.gpu_index is not None and (self.reset_gpu_index or self.disable_gpu_index):
+            raise OptionError("gpu_index contradicts reset_gpu_index and disable_gpu_index")
         if self.main_gpu is not None and (not isinstance(self.main_gpu, int) or self.main_gpu < 0):
             raise OptionError(f"main_gpu must be a device number >= 0, not {self.main_gpu!r}")
 

@@ -2,20 +2,25 @@
 
 | variable | meaning |
 |---|---|
+| `CC` | the C compiler that Triton runs, as it reads the variable itself |
 | `LLAMA_SPARSE_PRED_THRESHOLD` | overrides the file's `powerinfer.sparse_threshold` (PowerInfer's own name) |
 | `POWERINFER_ISA` | `scalar`, `avx2`, `avx512` or `avx512vnni`: forces one instruction set of the native kernels |
 | `POWERINFER_KERNELS` | `native` (default) or `torch`: which implementation of the CPU kernels runs |
+| `POWERINFER_STEP` | `two-nodes` (default), `side-stream` or `eager`: how a decode step runs on a GPU, see `runtime.hybrid.captured` |
+| `XDG_CACHE_HOME` | where the user's cache folder is, `~/.cache` where it is not set |
 """
 
 from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 
 from powerinfer_py.errors import OptionError
 
 ISA_NAMES = ("scalar", "avx2", "avx512", "avx512vnni")
 KERNEL_NAMES = ("native", "torch")
+STEP_NAMES = ("two-nodes", "side-stream", "eager")
 
 
 def sparse_threshold_override() -> float | None:
@@ -32,6 +37,11 @@ def sparse_threshold_override() -> float | None:
     return value
 
 
+def c_compiler() -> str | None:
+    """Value of `CC`, or None where it is not set."""
+    return os.environ.get("CC") or None
+
+
 def forced_isa() -> str | None:
     """Value of `POWERINFER_ISA`, or None where it is not set. Raises OptionError for a name outside `ISA_NAMES`."""
     return _choice("POWERINFER_ISA", ISA_NAMES)
@@ -40,6 +50,18 @@ def forced_isa() -> str | None:
 def forced_kernels() -> str | None:
     """Value of `POWERINFER_KERNELS`, or None where it is not set. Raises OptionError outside `KERNEL_NAMES`."""
     return _choice("POWERINFER_KERNELS", KERNEL_NAMES)
+
+
+def forced_step() -> str | None:
+    """Value of `POWERINFER_STEP`, or None where it is not set. Raises OptionError for a name outside `STEP_NAMES`."""
+    return _choice("POWERINFER_STEP", STEP_NAMES)
+
+
+def cache_folder() -> Path:
+    """This package's folder in the user's cache folder; it need not exist. A relative XDG_CACHE_HOME is ignored."""
+    value = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(value) if value.startswith("/") else Path("~/.cache").expanduser()
+    return base / "powerinfer-py"
 
 
 def _choice(name: str, allowed: tuple[str, ...]) -> str | None:

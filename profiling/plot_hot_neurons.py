@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from powerinfer_py.cli.command import run_command
 from powerinfer_py.errors import OptionError
-from powerinfer_py.profiler.activations import captured_shares, read_activations
+from powerinfer_py.placement.statistics.layer_files import captured_shares, read_activations
 
 
 def hot_share(counts: npt.NDArray[np.float64], share: float) -> float:

@@ -1,12 +1,22 @@
-"""What tests of every folder share: where the fixture models lie."""
+"""What tests of every folder share: where the fixture models lie, and where Triton's kernels run."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# Triton decides when it is first imported, by whatever test: its interpreter serves where there is no GPU.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="repeat kills and runs as often as `make soak` promises")
 
 
 @pytest.fixture(scope="session")

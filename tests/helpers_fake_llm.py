@@ -55,6 +55,7 @@ class FakeLLM:
         self.tokenizer = SimpleNamespace(bos_id=BOS if self.has_bos else None)
         self.sparsity = "dense"
         self.notices = ["a notice"]
+        self.memory_table = ["GPU memory: a line"]
         figures = {"types_text": "f16", "n_bytes": 3 << 20, "n_slots": 1, "n_ctx": self.context_length}
         self.kv_cache = SimpleNamespace(**figures, to_dict=lambda: {"bytes": 3 << 20})
         self.stats = FakeStats()

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
 
-from powerinfer_py.gguf import GGMLType, GGUFWriter, ValueType, open_gguf
+from powerinfer_py.gguf import GGMLType, GGUFWriter, ValueType, dequantize, open_gguf
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -91,6 +91,27 @@ def write_float_tensors(writer: GGUFWriter, tensors: Mapping[str, npt.NDArray[np
         writer.add_tensor(name, GGMLType.F16 if dtype is np.float16 else GGMLType.F32, values.shape)
     for name, values in typed.items():
         writer.write_tensor(name, values)
+
+
+def write_arcee(path: Path) -> Path:
+    """The recorded arcee model as a PWRI file: down projections a neuron a row, random predictors of rank 16."""
+    rng = np.random.default_rng(7)
+    with open_gguf(FIXTURES / "llama_cpp" / "arcee.gguf") as source, GGUFWriter(path, "PWRI") as writer:
+        tensors = {}
+        for name, info in source.tensors.items():
+            rows, cols = (1, *info.shape)[-2:]
+            values = dequantize(source.tensor_data(name), info.ggml_type, rows, cols).reshape(info.shape)
+            if name.endswith("ffn_down.weight"):
+                name, values = name.replace("ffn_down", "ffn_down_t"), np.ascontiguousarray(values.T)
+                n_ff, n_embd = values.shape
+                prefix = name.removesuffix("ffn_down_t.weight")
+                tensors[prefix + "fc1.weight"] = rng.standard_normal((16, n_embd)).astype(np.float32)
+                tensors[prefix + "fc2.weight"] = rng.standard_normal((n_ff, 16)).astype(np.float32)
+            tensors[name] = values
+        for entry in source.entries.values():
+            writer.add_entry(entry)
+        write_float_tensors(writer, tensors)
+    return path
 
 
 def edited_copy(

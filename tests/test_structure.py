@@ -64,7 +64,9 @@ def test_imports_point_one_way() -> None:
 
 def test_every_part_has_a_rank() -> None:
     parts = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert parts - {"__init__", "__pycache__", "csrc"} <= set(RANK)
+    # Sources of the native part, and a model: nothing in these is imported.
+    assert parts - {"__init__", "__pycache__", "csrc", "models_data"} <= set(RANK)
+    assert not list((PACKAGE / "models_data").rglob("*.py"))
 
 
 def test_only_env_reads_the_environment() -> None:

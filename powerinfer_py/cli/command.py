@@ -25,6 +25,10 @@ def run_command(prog: str, function: Callable[[], int]) -> int:
     """Calls `function` and returns its exit code, or the one that belongs to the way it failed."""
     try:
         with standard_streams():
+            # Here for the same reason as in `version_line`.
+            from powerinfer_py.kernels.file_faults import report_file_faults
+
+            report_file_faults()
             return function()
     except PowerInferError as error:
         remark(f"{prog}: error: {' '.join(str(error).splitlines())}")

@@ -31,6 +31,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("metadata", "powerinfer_py.cli.metadata", "change the keys of a model file"),
     Command("profile", "powerinfer_py.cli.profile", "count which neurons fire on a text"),
     Command("train-predictors", "powerinfer_py.cli.train_predictors", "make predictors of which neurons will fire"),
+    Command("gpuidx", "powerinfer_py.cli.gpuidx", "choose which neurons go on the GPU"),
     Command("perplexity", "powerinfer_py.cli.perplexity", "measure how well a model predicts a text"),
     Command("bench", "powerinfer_py.cli.bench", "time prompts and decoding, beside the memory's bandwidth"),
 )

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from powerinfer_py.cli.cache_types import add_cache_options, cache_types
 from powerinfer_py.cli.command import run_command, version_line
 from powerinfer_py.cli.streams import remark
 
@@ -67,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-b", "--batch-size", metavar="N", type=count, default=512, help="most tokens of one forward (default: 512)"
     )
     parser.add_argument("-t", "--threads", metavar="N", type=count, help="CPU threads (default: physical cores)")
+    add_cache_options(parser)
     parser.add_argument("--activation", metavar="NAME", help="activation function, over what the file implies")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--version", action="version", version=version_line(PROG))
@@ -81,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     # torch takes a second to import, which a usage error need not wait for.
+    from powerinfer_py.config import RuntimeOptions
     from powerinfer_py.profiler.documents import open_documents
     from powerinfer_py.profiler.windows import cut_windows
 
@@ -95,6 +98,8 @@ def _run(argv: Sequence[str] | None) -> int:
         "model": arguments.model,
         "text_sha256": document.sha256,
         "context": n_ctx,
+        "cache_type_k": arguments.cache_type_k or RuntimeOptions.cache_type_k,
+        "cache_type_v": arguments.cache_type_v or RuntimeOptions.cache_type_v,
         "stride": arguments.stride,
         **result.to_dict(),
         "predictors": None if recall is None else [layer.to_dict() for layer in recall.layers],
@@ -135,6 +140,7 @@ def _load(arguments: argparse.Namespace, sparsity: str, n_ctx: int) -> LLM:
         batch_size=min(arguments.batch_size, n_ctx),
         max_batch=1,
         activation=arguments.activation,
+        **cache_types(arguments),
     )
     for notice in llm.notices:
         remark(f"{PROG}: {notice}")

@@ -27,7 +27,7 @@ from powerinfer_py.convert.file_types import (
 )
 from powerinfer_py.convert.gguf_source import Remark
 from powerinfer_py.convert.output import OutputTensor, Progress, write_model
-from powerinfer_py.convert.predictor_tensors import Predictors, read_predictors
+from powerinfer_py.convert.predictor_tensors import PredictorSource, read_predictors
 from powerinfer_py.convert.row_types import matrix_type, type_for_rows
 from powerinfer_py.convert.tensor_plan import TensorPlan, plan_tensors
 from powerinfer_py.convert.vocabulary import read_vocabulary
@@ -67,27 +67,28 @@ def plan_checkpoint(
     predictor_dir: Path | None,
     options: CheckpointOptions,
     *,
+    predictors: PredictorSource | None = None,
     quantise: Quantizer = quantize,
     remark: Remark = lambda _: None,
 ) -> tuple[str, list[MetadataEntry], list[OutputTensor]]:
     """Magic, key-values and tensors of the file that the checkpoint in `model` becomes; no weight is read.
 
-    predictor_dir: `model_{i}.pt` of every layer, None for a file without predictors. remark: told of what a user should
-    know and did not ask for, PowerInfer's own limits among it.
+    predictor_dir: `model_{i}.pt` of every layer, or `predictors`, which are in no folder; None for a file without.
+    remark: told of what a user should know and did not ask for, PowerInfer's own limits among it.
 
     Raises FileFormatError, UnsupportedError, ModelError or TokenizerError for what is wrong with a file, OptionError
     where the options contradict each other.
     """
-    if options.dense and predictor_dir is not None:
+    adds_predictors = predictor_dir is not None or predictors is not None
+    if options.dense and adds_predictors:
         raise OptionError("a dense file has no predictors: name a predictor folder or --dense, not both")
-    if options.vocab_only and predictor_dir is not None:
+    if options.vocab_only and adds_predictors:
         raise OptionError("a file of the vocabulary alone has no predictors: name a predictor folder or --vocab-only")
     checkpoint = open_checkpoint(model)
     family = family_of(checkpoint.config)
     facts = family.read(checkpoint.config)
     _refuse_silu_as_sparse(checkpoint, facts, options)
     vocabulary = read_vocabulary(checkpoint.config, model, facts.n_vocab, pre=options.pre, remark=remark)
-    predictors = None
     if predictor_dir is not None:
         predictors = read_predictors(predictor_dir, facts.n_layer, facts.n_embd, facts.n_ff)
     tensors: list[OutputTensor] = []
@@ -146,7 +147,7 @@ def _tensors(
     plan: TensorPlan,
     family: Family,
     facts: Facts,
-    predictors: Predictors | None,
+    predictors: PredictorSource | None,
     options: CheckpointOptions,
     quantise: Quantizer,
     remark: Remark,
@@ -181,7 +182,7 @@ def _hyperparameters(
     model: Path,
     family: Family,
     facts: Facts,
-    predictors: Predictors | None,
+    predictors: PredictorSource | None,
     options: CheckpointOptions,
     tensors: list[OutputTensor],
 ) -> Iterator[MetadataEntry]:

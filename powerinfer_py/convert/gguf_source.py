@@ -28,7 +28,7 @@ from powerinfer_py.convert.file_types import (
     QUANTIZATION_VERSION_KEY,
 )
 from powerinfer_py.convert.output import OutputTensor, Progress, write_model
-from powerinfer_py.convert.predictor_tensors import Predictors, read_predictors
+from powerinfer_py.convert.predictor_tensors import PredictorSource, read_predictors
 from powerinfer_py.convert.row_types import matrix_type, type_for_rows
 from powerinfer_py.errors import OptionError, UnsupportedError, printable
 from powerinfer_py.gguf import (
@@ -62,7 +62,7 @@ class _Request:
     outtype: str | None
     activation: Activation
     fatrelu_threshold: float | None
-    predictors: Predictors | None
+    predictors: PredictorSource | None
     quantise: Quantizer
     remark: Remark
     # What `remark` was told of types.
@@ -87,30 +87,31 @@ def plan_gguf(
     dense: bool,
     activation: Activation | None,
     fatrelu_threshold: float | None,
+    predictors: PredictorSource | None = None,
     quantise: Quantizer = quantize,
     remark: Remark = lambda _: None,
 ) -> tuple[str, list[MetadataEntry], list[OutputTensor]]:
     """Magic, key-values and tensors of the file that `model` becomes; nothing is written and no weight is read.
 
     model: a GGUF or PWRI file, of a split model any part. predictor_dir: `fc1` and `fc2` of every layer, replacing any
-    that are there. outtype: one of OUTPUT_TYPES for every matrix; None keeps types. dense: write a GGUF without
-    predictors instead of a PWRI. activation, fatrelu_threshold: what the model was trained with, where it is not what
-    the file says. quantise: `gguf.quantisation.quantize`, or what gives the same faster. remark: told of types that had
-    to change, and of what PowerInfer itself cannot do with the file.
+    that are there; or `predictors`, which are in no folder. outtype: one of OUTPUT_TYPES for every matrix; None keeps
+    types. dense: write a GGUF without predictors instead of a PWRI. activation, fatrelu_threshold: what the model was
+    trained with, where it is not what the file says. quantise: `gguf.quantisation.quantize`, or what gives the same
+    faster. remark: told of types that had to change, and of what PowerInfer itself cannot do with the file.
 
     Raises FileFormatError, UnsupportedError or ModelError for what is wrong with a file, OptionError where the options
     contradict each other or leave nothing to do.
     """
-    if dense and predictor_dir is not None:
+    adds_predictors = predictor_dir is not None or predictors is not None
+    if dense and adds_predictors:
         raise OptionError("a dense file has no predictors: name a predictor folder or --dense, not both")
     file = open_gguf(model)
     layout = read_layout(file)
-    if dense != file.is_powerinfer and predictor_dir is None and outtype is None:
+    if dense != file.is_powerinfer and not adds_predictors and outtype is None:
         kind = "a dense GGUF" if dense else "a PowerInfer file"
         others = "--outtype" if dense else "a predictor folder, --outtype or --dense"
         raise OptionError(f"{printable(str(file.path))}: is {kind} already; name {others} to have it changed")
     known, threshold = _activation(file, layout, activation, fatrelu_threshold, dense=dense)
-    predictors = None
     if predictor_dir is not None:
         predictors = read_predictors(predictor_dir, layout.n_layer, layout.n_embd, layout.n_ff)
     request = _Request(file, layout, dense, outtype, known, threshold, predictors, quantise, remark)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ def read_limited(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
     """The bytes of a file of at most `limit`. Raises FileFormatError."""
     try:
         with open_regular(path) as file:
-            data = file.read(limit + 1)
+            # Not read(limit + 1), which would reserve that much for a file of two bytes.
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(size, limit) + 1)
     except OSError as error:
         raise FileFormatError(f"cannot read: {error.strerror}", path=path) from None
     if len(data) > limit:

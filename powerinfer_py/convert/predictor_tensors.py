@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,17 @@ _LAYER_FILE = re.compile(r"model_(\d+)\.pt")
 _NAMES = ("fc1.weight", "fc2.weight")
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_THRESHOLD = 3e38
+
+
+class PredictorSource(Protocol):
+    """Predictors of every layer as a plan needs them, whatever they are made of."""
+
+    @property
+    def sparse_threshold(self) -> float | None:
+        """The file's one threshold; None for none to be written."""
+
+    def tensors(self, type_for: Callable[[int], GGMLType], quantise: Quantizer) -> list[OutputTensor]:
+        """`fc1` (rank, n_embd) and `fc2` (n_ff, rank) of every layer. type_for: from the length of a row."""
 
 
 @dataclass(frozen=True)

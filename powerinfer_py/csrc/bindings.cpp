@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "bindings.hpp"
+#include "file_faults.hpp"
 #include "quantise.hpp"
 
 namespace powerinfer {
@@ -27,6 +28,7 @@ class CpuKernels {
 public:
     CpuKernels(const std::optional<std::string>& isa, int threads) : executor_(table(isa), checked(threads)) {}
 
+    Executor& executor() { return executor_; }
     std::string isa() const { return executor_.kernels.name; }
     int threads() const { return executor_.pool.n_threads(); }
 
@@ -165,6 +167,29 @@ public:
         return {counts.gate, counts.up, counts.down, counts.fired, counts.predictor_s};
     }
 
+    std::tuple<int64_t, int64_t, int64_t, int64_t> feed_forward_part(
+        const FeedForwardBlock& block, uintptr_t h, uintptr_t mask, uintptr_t y, uintptr_t fired, int64_t n_tokens) {
+        require(n_tokens >= 0 && n_tokens < (int64_t{1} << 31), "the number of tokens must be in [0, 2^31)");
+        require(n_tokens == 0 || h != y, "y must not be h");
+        const FeedForwardPartStep step{pointer<const float>(h, n_tokens, "h"), reinterpret_cast<const uint8_t*>(mask),
+                                       pointer<float>(y, n_tokens, "y"), reinterpret_cast<uint8_t*>(fired), n_tokens};
+        FeedForwardCounts counts;
+        {
+            const nb::gil_scoped_release unlocked;
+            counts = powerinfer::feed_forward_part(block.job, step, executor_);
+        }
+        return {counts.gate, counts.up, counts.down, counts.fired};
+    }
+
+    void predict(const Matrix& fc1, const Matrix& fc2, uintptr_t x, float threshold, int64_t n_tokens, uintptr_t mask) {
+        const auto [rows, cols] = sizes(fc1, n_tokens);
+        require(fc2.weights.cols == rows, "fc2 must have as many columns as fc1 has rows");
+        const PredictJob job{fc1.weights, fc2.weights, pointer<const float>(x, n_tokens * cols, "x"), threshold,
+                             pointer<uint8_t>(mask, n_tokens * fc2.weights.rows, "mask"), n_tokens};
+        const nb::gil_scoped_release unlocked;
+        powerinfer::predict(job, executor_);
+    }
+
 private:
     void norm(const NormJob& job) {
         require(job.n_tokens >= 0 && job.n >= 0, "a size is negative");
@@ -208,11 +233,14 @@ std::vector<std::string> available_isas() {
 
 }  // namespace
 
+Executor& executor_of(nb::handle kernels) { return nb::cast<CpuKernels&>(kernels).executor(); }
+
 }  // namespace powerinfer
 
 NB_MODULE(_native, m) {
     using namespace powerinfer;
     m.def("available_isas", &available_isas);
+    m.def("report_file_faults", &report_file_faults);
     nb::class_<Matrix>(m, "Matrix")
         .def(nb::init<Bytes, int, int64_t, int64_t>(), nb::arg("data").noconvert(), nb::arg("type_id"),
              nb::arg("rows"), nb::arg("cols"))
@@ -233,6 +261,9 @@ NB_MODULE(_native, m) {
         .def("rope", &CpuKernels::rope)
         .def("attention", &CpuKernels::attention)
         .def("attention_block", &CpuKernels::attention_block)
-        .def("feed_forward_block", &CpuKernels::feed_forward_block);
+        .def("feed_forward_block", &CpuKernels::feed_forward_block)
+        .def("feed_forward_part", &CpuKernels::feed_forward_part)
+        .def("predict", &CpuKernels::predict);
     bind_blocks(m);
+    bind_cold_worker(m);
 }

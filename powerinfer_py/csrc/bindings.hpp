@@ -134,5 +134,9 @@ struct FeedForwardBlock {
 
 // Adds the blocks to the module (block_bindings.cpp).
 void bind_blocks(nb::module_& m);
+// Adds the CPU's part of split layers (cold_bindings.cpp).
+void bind_cold_worker(nb::module_& m);
+// What runs the jobs of a `CpuKernels` object (bindings.cpp).
+Executor& executor_of(nb::handle kernels);
 
 }  // namespace powerinfer

@@ -29,9 +29,13 @@ Linear part(const Matrix& fused, uintptr_t bias, int64_t begin, int64_t rows) {
     return {m, bias ? floats(bias) + begin : nullptr};
 }
 
+// A matrix that is absent has null data; one without rows is there all the same.
 Linear whole(nb::handle matrix, uintptr_t bias) {
+    static constexpr uint8_t kNoRows = 0;
     if (matrix.is_none()) return {WeightMatrix{}, nullptr};
-    return {nb::cast<const Matrix&>(matrix).weights, floats(bias)};
+    WeightMatrix weights = nb::cast<const Matrix&>(matrix).weights;
+    if (!weights.data) weights.data = &kNoRows;
+    return {weights, floats(bias)};
 }
 
 struct Heads {

@@ -41,17 +41,54 @@ LinearJob product(const Linear& linear, const float* x, const uint8_t* mask, flo
     return {linear.matrix, x, linear.bias, mask, y, n_tokens};
 }
 
-// The mask of the neurons to compute.
-void predict(
-    const FeedForwardBlockJob& job, const FeedForwardStep& step, float* inner, float* scores, uint8_t* mask,
-    Executor& executor) {
-    const int64_t n_inner = step.n_tokens * job.fc1.rows, n = step.n_tokens * job.n_ff;
-    linear(product({job.fc1, nullptr}, step.x, nullptr, inner, step.n_tokens), executor);
+// inner (n_tokens, rank) and scores (n_tokens, n_ff) are scratch.
+void predict_into(const PredictJob& job, float* inner, float* scores, Executor& executor) {
+    const int64_t n_inner = job.n_tokens * job.fc1.rows, n = job.n_tokens * job.fc2.rows;
+    linear(product({job.fc1, nullptr}, job.x, nullptr, inner, job.n_tokens), executor);
     run_elements(executor, n_inner, [&](int64_t begin, int64_t end) { executor.kernels.relu(inner, begin, end); });
-    linear(product({job.fc2, nullptr}, inner, nullptr, scores, step.n_tokens), executor);
+    linear(product({job.fc2, nullptr}, inner, nullptr, scores, job.n_tokens), executor);
     run_elements(executor, n, [&](int64_t begin, int64_t end) {
-        executor.kernels.predict(scores, job.sparse_threshold, mask, begin, end);
+        executor.kernels.predict(scores, job.threshold, job.mask, begin, end);
     });
+}
+
+// Scratch of an FFN, (n_tokens, n_ff) each.
+struct Neurons {
+    float *first, *up, *hidden;
+    uint8_t* fired;
+};
+
+// y = the FFN of h over the neurons of `mask`, or all; y may be h.
+FeedForwardCounts run_neurons(
+    const FeedForwardBlockJob& job, const float* h, const uint8_t* mask, const Neurons& neurons, float* y,
+    int64_t n_tokens, Executor& executor) {
+    const int64_t n = n_tokens * job.n_ff;
+    const bool gated = job.gate.matrix.data != nullptr;
+    FeedForwardCounts counts{0, 0, 0, 0, 0.0};
+    const HiddenJob between{neurons.first, gated ? neurons.up : nullptr, mask, neurons.fired, neurons.hidden,
+                            job.activation, job.fatrelu_threshold};
+    const auto fire = [&](int64_t begin, int64_t end) { executor.kernels.fire(between, begin, end); };
+    if (gated && job.dense) {
+        const LinearJob products[] = {product(job.gate, h, nullptr, neurons.first, n_tokens),
+                                      product(job.up, h, nullptr, neurons.up, n_tokens)};
+        linear_group(products, 2, executor);
+        counts.gate = counts.up = n;
+        run_elements(executor, n, fire);
+    } else {
+        int64_t& count = gated ? counts.gate : counts.up;
+        const uint8_t* wanted = job.dense ? nullptr : mask;
+        count = linear(product(gated ? job.gate : job.up, h, wanted, neurons.first, n_tokens), executor);
+        run_elements(executor, n, fire);
+        if (gated) counts.up = linear(product(job.up, h, neurons.fired, neurons.up, n_tokens), executor);
+    }
+    counts.fired = count_elements(
+        executor, n, [&](int64_t begin, int64_t end) { return executor.kernels.hide(between, begin, end); });
+    if (job.down_is_transposed) {
+        counts.down = accumulate_rows({job.down.matrix, neurons.hidden, job.down.bias, y, n_tokens, job.dense}, executor);
+    } else {
+        counts.down = linear(product(job.down, neurons.hidden, nullptr, y, n_tokens), executor) / job.n_embd * job.n_ff;
+    }
+    return counts;
 }
 
 }  // namespace
@@ -86,42 +123,39 @@ void attention_block(const AttentionBlockJob& job, const AttentionStep& step, Ex
 FeedForwardCounts feed_forward_block(const FeedForwardBlockJob& job, const FeedForwardStep& step, Executor& executor) {
     const std::lock_guard lock(executor.busy);
     const int64_t n_tokens = step.n_tokens, n = n_tokens * job.n_ff, n_x = n_tokens * job.n_embd;
-    const bool gated = job.gate.matrix.data != nullptr, predicted = job.fc1.data != nullptr && !job.dense;
+    const bool predicted = job.fc1.data != nullptr && !job.dense;
     float* h = executor.activations.reserve(n_x + 3 * n + (predicted ? n_tokens * job.fc1.rows : 0));
-    float *first = h + n_x, *up = first + n, *hidden = up + n, *inner = hidden + n;
+    float *first = h + n_x, *inner = first + 3 * n;
     uint8_t* masks = executor.masks.reserve(2 * n);
     uint8_t* mask = predicted ? (step.predicted ? step.predicted : masks) : nullptr;
-    uint8_t* fired = step.fired ? step.fired : masks + n;
-    FeedForwardCounts counts{0, 0, 0, 0, 0.0};
+    double predictor_s = 0.0;
     if (predicted) {
         const auto started = std::chrono::steady_clock::now();
-        predict(job, step, inner, first, mask, executor);
-        counts.predictor_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+        predict_into({job.fc1, job.fc2, step.x, job.sparse_threshold, mask, n_tokens}, inner, first, executor);
+        predictor_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
     }
     normalise(job.norm, step.x, h, n_tokens, job.n_embd, executor);
-    const HiddenJob between{first, gated ? up : nullptr, mask, fired, hidden, job.activation, job.fatrelu_threshold};
-    const auto fire = [&](int64_t begin, int64_t end) { executor.kernels.fire(between, begin, end); };
-    if (gated && job.dense) {
-        const LinearJob products[] = {product(job.gate, h, nullptr, first, n_tokens),
-                                      product(job.up, h, nullptr, up, n_tokens)};
-        linear_group(products, 2, executor);
-        counts.gate = counts.up = n;
-        run_elements(executor, n, fire);
-    } else {
-        int64_t& count = gated ? counts.gate : counts.up;
-        count = linear(product(gated ? job.gate : job.up, h, mask, first, n_tokens), executor);
-        run_elements(executor, n, fire);
-        if (gated) counts.up = linear(product(job.up, h, fired, up, n_tokens), executor);
-    }
-    counts.fired = count_elements(
-        executor, n, [&](int64_t begin, int64_t end) { return executor.kernels.hide(between, begin, end); });
-    if (job.down_is_transposed) {
-        counts.down = accumulate_rows({job.down.matrix, hidden, job.down.bias, h, n_tokens, job.dense}, executor);
-    } else {
-        counts.down = linear(product(job.down, hidden, nullptr, h, n_tokens), executor) / job.n_embd * job.n_ff;
-    }
+    const Neurons neurons{first, first + n, first + 2 * n, step.fired ? step.fired : masks + n};
+    FeedForwardCounts counts = run_neurons(job, h, mask, neurons, h, n_tokens, executor);
+    counts.predictor_s = predictor_s;
     add(executor, step.residual, h, step.y, n_x);
     return counts;
+}
+
+FeedForwardCounts feed_forward_part(
+    const FeedForwardBlockJob& job, const FeedForwardPartStep& step, Executor& executor) {
+    const std::lock_guard lock(executor.busy);
+    const int64_t n = step.n_tokens * job.n_ff;
+    float* first = executor.activations.reserve(3 * n);
+    uint8_t* fired = step.fired ? step.fired : executor.masks.reserve(n);
+    return run_neurons(job, step.h, step.mask, {first, first + n, first + 2 * n, fired}, step.y, step.n_tokens, executor);
+}
+
+void predict(const PredictJob& job, Executor& executor) {
+    const std::lock_guard lock(executor.busy);
+    const int64_t n_inner = job.n_tokens * job.fc1.rows;
+    float* inner = executor.activations.reserve(n_inner + job.n_tokens * job.fc2.rows);
+    predict_into(job, inner, inner + n_inner, executor);
 }
 
 }  // namespace powerinfer

@@ -242,6 +242,25 @@ struct FeedForwardStep {
     int64_t n_tokens;
 };
 
+// What changes from step to step where a block's rows are run alone: over inputs that are normed already, for the neurons
+// of a mask or all, without a residual. mask and fired, (n_tokens, n_ff) of 0 and 1, may be null.
+struct FeedForwardPartStep {
+    const float* h;  // (n_tokens, n_embd)
+    const uint8_t* mask;
+    float* y;  // (n_tokens, n_embd); not h
+    uint8_t* fired;
+    int64_t n_tokens;
+};
+
+// fc1 (rank, n_embd), fc2 (n_ff, rank).
+struct PredictJob {
+    WeightMatrix fc1, fc2;
+    const float* x;  // (n_tokens, n_embd)
+    float threshold;
+    uint8_t* mask;  // (n_tokens, n_ff)
+    int64_t n_tokens;
+};
+
 // (token, row) products, counted where they were computed, neurons that fired, and seconds in the predictor.
 struct FeedForwardCounts {
     int64_t gate, up, down, fired;

@@ -22,5 +22,9 @@ void linear_group(const LinearJob* jobs, int n_jobs, Executor& executor);
 // y = residual + the block's result, each in a single call.
 void attention_block(const AttentionBlockJob& job, const AttentionStep& step, Executor& executor);
 FeedForwardCounts feed_forward_block(const FeedForwardBlockJob& job, const FeedForwardStep& step, Executor& executor);
+// The FFN of the block's rows alone: neither norm nor predictor nor residual. There may be no rows.
+FeedForwardCounts feed_forward_part(
+    const FeedForwardBlockJob& job, const FeedForwardPartStep& step, Executor& executor);
+void predict(const PredictJob& job, Executor& executor);
 
 }  // namespace powerinfer

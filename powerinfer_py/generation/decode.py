@@ -29,8 +29,10 @@ TextCallback = Callable[[int, int, str], None]
 
 
 class DecodeLoop:
-    """Runs prompts to their end. `on_text(prompt_index, completion_index, piece)` hears every new piece of text;
-    `explanation` watches every forward.
+    """Runs prompts to their end. `on_text(prompt_index, completion_index, piece)` hears every new piece of text.
+
+    require_unchanged: raises where the weights of the last forward may not have been the model's.
+    explanation: watches every forward.
     """
 
     def __init__(
@@ -40,9 +42,11 @@ class DecodeLoop:
         stats: Stats,
         on_text: TextCallback | None = None,
         cancel: threading.Event | None = None,
+        require_unchanged: Callable[[], None] = lambda: None,
         explanation: Explanation | None = None,
     ) -> None:
         self._engine = engine
+        self._require_unchanged = require_unchanged
         self._tokenizer = tokenizer
         self._stats = stats
         self._on_text = on_text
@@ -74,6 +78,8 @@ class DecodeLoop:
         if self._explanation is not None:
             self._explanation.begin(len(batch), n_prompt)
         logits = self._engine.forward(batch, observer=self._explanation)
+        # After the weights were read and before anything comes of it: a changed file gives an error, never wrong text.
+        self._require_unchanged()
         self._stats.add_forward(perf_counter() - started, n_prompt, len(batch) - n_prompt)
         self._sample(sampled, logits)
 
@@ -110,7 +116,7 @@ class DecodeLoop:
         last: list[int] = []
         sampled: list[Sequence] = []
         for sequence in self._live:
-            room = max(1, self._engine.options.batch_size - len(ids))
+            room = max(1, self._engine.batch_size - len(ids))
             chunk = sequence.pending[:room]
             del sequence.pending[:room]
             start = len(cache.tokens[sequence.slot])

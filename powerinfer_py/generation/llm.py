@@ -35,8 +35,12 @@ from powerinfer_py.generation.sequence import Prompt
 from powerinfer_py.generation.stats import Stats
 from powerinfer_py.generation.turn import Turn
 from powerinfer_py.gguf import open_gguf
+from powerinfer_py.gguf.file_watch import FileWatch
+from powerinfer_py.kernels.file_faults import report_file_faults
 from powerinfer_py.models.batch import ForwardBatch
 from powerinfer_py.runtime.engine import Engine
+from powerinfer_py.runtime.hybrid.device import Device
+from powerinfer_py.runtime.hybrid.model import Chooser
 from powerinfer_py.runtime.kv_cache import KVCache
 from powerinfer_py.tokenizer import ChatTemplate, encode_chat, load_tokenizer
 
@@ -53,7 +57,9 @@ class LLM:
     """A model ready to run.
 
     model: path of a `.powerinfer.gguf` or `.gguf` file. vram_budget in GiB. sparsity: "auto", "predictor", "exact" or
-    "dense". Further keywords are fields of `RuntimeOptions`, such as cache_type_k="q8_0". Raises FileFormatError,
+    "dense". device: a stand-in for a GPU (`runtime.hybrid.stand_in.StandIn`); None for the machine's own. choose: what
+    goes where; None for the GPU index, or the solver. Further keywords are fields of `RuntimeOptions`, such as
+    cache_type_k="q8_0". Raises FileFormatError,
     ModelError, UnsupportedError, TokenizerError for the file, OptionError, ContextError and DeviceError for the
     options.
     """
@@ -66,6 +72,8 @@ class LLM:
         sparsity: str = "auto",
         threads: int | None = None,
         context_length: int | None = None,
+        device: Device | None = None,
+        choose: Chooser | None = None,
         **options: Any,
     ) -> None:
         started = perf_counter()
@@ -80,9 +88,10 @@ class LLM:
             **options,
         )
         self._turn = Turn()
+        report_file_faults()
         file = open_gguf(model)
         try:
-            self.engine = Engine(file, self.options)
+            self.engine = Engine(file, self.options, device=device, choose=choose)
             self.tokenizer = load_tokenizer(file.metadata)
             if self.tokenizer.n_vocab > self.config.n_vocab:
                 raise TokenizerError(f"{self.tokenizer.n_vocab} tokens, but the head has {self.config.n_vocab} rows")
@@ -93,7 +102,10 @@ class LLM:
         finally:
             # The map lives as long as a weight is read from it.
             file.close()
-        self.stats = Stats(self.engine.activity, load_s=perf_counter() - started)
+        # A copy was read once, and has to be that of the file that was checked.
+        _require_unchanged(file.watches)
+        self._watches = file.watches if self.options.use_mmap else ()
+        self.stats = Stats(self.engine.activity, load_s=perf_counter() - started, vram=self.engine.vram)
         self.last: Completion | None = None
 
     @property
@@ -122,6 +134,11 @@ class LLM:
         return list(self.engine.notices)
 
     @property
+    def memory_table(self) -> list[str]:
+        """What of the VRAM budget goes where, a line each; empty without a GPU."""
+        return self.engine.memory_table
+
+    @property
     def load_s(self) -> float:
         """Seconds it took to load."""
         return self.stats.load_s
@@ -146,12 +163,13 @@ class LLM:
             self.engine.reserve(1, max(self.context_length, len(ids)))
             self.engine.cache.truncate(0, 0)
             result = np.empty((len(ids), self.config.n_vocab), dtype=np.float32)
-            size = self.options.batch_size
+            size = self.engine.batch_size
             for start in range(0, len(ids), size):
                 chunk = torch.tensor(ids[start : start + size], dtype=torch.int64)
                 positions = torch.arange(start, start + len(chunk))
                 batch = ForwardBatch(chunk, positions, torch.zeros_like(chunk))
                 result[start : start + len(chunk)] = self.engine.forward(batch, observer=observer).numpy()
+            _require_unchanged(self._watches)
         return result
 
     def generate(
@@ -215,6 +233,7 @@ class LLM:
     def close(self) -> None:
         """Ends the use of the model: later calls are refused. Its memory goes with the last reference."""
         self._turn.close()
+        self.engine.close()
         if self.chat_template is not None:
             self.chat_template.close()
 
@@ -225,6 +244,9 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_files(self) -> None:
+        _require_unchanged(self._watches)
 
     def _chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         if self.chat_template is None:
@@ -268,7 +290,7 @@ class LLM:
             return []
         with self._turn:
             self._make_room(requests)
-            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel, explanation)
+            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel, self._check_files, explanation)
             for _ in loop.steps(requests):
                 pass
             self.last = loop.completions[-1]
@@ -279,6 +301,9 @@ class LLM:
         n_sequences = sum(request.params.n for request in requests)
         n_tokens = max(len(request.token_ids) + max(0, request.params.max_tokens) for request in requests)
         n_slots = min(n_sequences, GROWN_BATCH) if self.options.max_batch is None else self.options.max_batch
+        if not self.kv_cache.grows:
+            # Sequences beyond those that the budget has room for take turns.
+            n_slots = self.kv_cache.n_slots
         n_ctx = self.context_length
         if self.options.context_length is None:
             n_ctx = max(n_ctx, min(n_tokens, self.config.n_ctx_train))
@@ -292,9 +317,14 @@ class LLM:
             self.last = None
             self._make_room([request])
             on_text: TextCallback = lambda _prompt, _completion, piece: pieces.append(piece)  # noqa: E731
-            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel, explanation)
+            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel, self._check_files, explanation)
             for _ in loop.steps([request]):
                 yield from pieces
                 pieces.clear()
             yield from pieces
             self.last = loop.completions[0]
+
+
+def _require_unchanged(watches: Sequence[FileWatch]) -> None:
+    for watch in watches:
+        watch.require_unchanged()

@@ -49,7 +49,7 @@ class Stats:
         return self.decode_tokens / self.decode_s if self.decode_s else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; times in seconds. The GPU's share is 0: this version computes on the CPU alone."""
+        """As JSON values; times in seconds. gpu_share: of the FFN rows read; vram: the ledger, empty without a GPU."""
         return {
             "load_s": self.load_s,
             "prompt_tokens": self.prompt_tokens,
@@ -60,7 +60,7 @@ class Stats:
             "decode_s": self.decode_s,
             "decode_tokens_per_s": self.decode_rate,
             "sample_s": self.sample_s,
-            "gpu_share": 0.0,
+            "gpu_share": self.activity.share_on_device,
             "vram": self.vram,
             **self.activity.to_dict(),
         }
@@ -68,6 +68,7 @@ class Stats:
     def lines(self) -> list[str]:
         """The report at the end of a run."""
         activity = self.activity
+        gpu = f", {activity.share_on_device:.1%} of them on the GPU" if self.vram else ""
         cached = f" ({self.cached_tokens} more from the cache)" if self.cached_tokens else ""
         return [
             f"load       {self.load_s:8.2f} s",
@@ -77,5 +78,5 @@ class Stats:
             f"sampling   {self.sample_s:8.2f} s",
             f"predictor  {activity.predictor_s:8.2f} s",
             f"neurons    {activity.share_computed:8.1%} computed, {activity.share_fired:.1%} fired, "
-            f"{activity.share_of_rows:.1%} of FFN rows read",
+            f"{activity.share_of_rows:.1%} of FFN rows read{gpu}",
         ]

@@ -24,6 +24,8 @@ GPU_INDEX_ACTIVATION_HASH = "powerinfer.gpuidx.activation_hash"
 GPU_INDEX_BUDGET_BYTES = "powerinfer.gpuidx.budget_bytes"
 GPU_INDEX_RATES = "powerinfer.gpuidx.rates"
 GPU_INDEX_GAP = "powerinfer.gpuidx.gap"
+GPU_INDEX_BLOCKS = "powerinfer.gpuidx.blocks"
+GPU_INDEX_HEAD = "powerinfer.gpuidx.head"
 GPU_INDEX_PREFIX = "powerinfer.gpuidx."
 
 TOKENIZER_MODEL = "tokenizer.ggml.model"

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from powerinfer_py.errors import FileFormatError
 from powerinfer_py.gguf import keys
+from powerinfer_py.gguf.file_watch import FileWatch
 from powerinfer_py.gguf.metadata import TypedMetadata
 from powerinfer_py.gguf.shard import Shard, read_shard
 from powerinfer_py.gguf.split import is_split, read_split
@@ -27,7 +28,8 @@ class GGUFFile(TypedMetadata):
     """A checked model: metadata of its first file, tensors of all of them, in file order.
 
     Key-values are in `metadata` (key -> value) and `entries` (key -> type, place, value); typed getters are inherited.
-    Views given out by `tensor_data` stay valid after `close`; the map goes when the last of them does.
+    Views given out by `tensor_data` stay valid after `close`; the map goes when the last of them does. `watches` say,
+    then too, whether a file was changed since.
     """
 
     def __init__(self, shards: Sequence[Shard]) -> None:
@@ -39,6 +41,7 @@ class GGUFFile(TypedMetadata):
         self.is_powerinfer = first.magic == "PWRI"
         self.version = first.version
         self.alignment = first.alignment
+        self.watches: tuple[FileWatch, ...] = tuple(shard.watch for shard in shards)
         self.n_bytes = sum(shard.n_bytes for shard in shards)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
             {name: info for shard in shards for name, info in shard.tensors.items()}

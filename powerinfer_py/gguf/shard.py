@@ -16,6 +16,7 @@ from pathlib import Path
 
 from powerinfer_py.errors import FileFormatError
 from powerinfer_py.gguf.cursor import Cursor
+from powerinfer_py.gguf.file_watch import FileWatch
 from powerinfer_py.gguf.keys import ALIGNMENT
 from powerinfer_py.gguf.metadata import SMALLEST_ENTRY_BYTES, MetadataEntry, read_entries
 from powerinfer_py.gguf.tensors import SMALLEST_INFO_BYTES, TensorInfo, TensorTable, padded
@@ -35,6 +36,7 @@ class Shard:
 
     path: Path
     map: mmap.mmap
+    watch: FileWatch
     n_bytes: int
     magic: str
     version: int
@@ -46,16 +48,19 @@ class Shard:
 
 def read_shard(path: Path, file_index: int = 0) -> Shard:
     """Maps and checks one file. Raises FileFormatError, or UnsupportedError for a tensor type not handled here."""
-    mapping = map_file(path)
+    mapping, watch = map_file(path)
     try:
-        return _parse(Cursor(mapping, path), mapping, file_index)
+        return _parse(Cursor(mapping, path), watch, file_index)
     except BaseException:
         mapping.close()
         raise
 
 
-def map_file(path: Path) -> mmap.mmap:
-    """The file mapped read-only. Raises FileFormatError for anything that is not a readable, non-empty regular file."""
+def map_file(path: Path) -> tuple[mmap.mmap, FileWatch]:
+    """The file mapped read-only, and watched from before that.
+
+    Raises FileFormatError for anything that is not a readable, non-empty regular file.
+    """
     try:
         # O_NONBLOCK: opening a named pipe must not wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -69,14 +74,15 @@ def map_file(path: Path) -> mmap.mmap:
             raise FileFormatError(f"{kind}, expected a GGUF or PWRI file", path=path)
         if status.st_size == 0:
             raise FileFormatError("empty file, expected a GGUF or PWRI file", path=path, offset=0)
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        watch = FileWatch(path, descriptor)
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), watch
     except OSError as error:
         raise FileFormatError(f"cannot map: {error.strerror}", path=path) from None
     finally:
         os.close(descriptor)
 
 
-def _parse(cursor: Cursor, mapping: mmap.mmap, file_index: int) -> Shard:
+def _parse(cursor: Cursor, watch: FileWatch, file_index: int) -> Shard:
     magic, version = _read_magic(cursor), _read_version(cursor)
     n_tensors = cursor.count(SMALLEST_INFO_BYTES, "tensor")
     n_entries = cursor.count(SMALLEST_ENTRY_BYTES, "key-value")
@@ -85,7 +91,9 @@ def _parse(cursor: Cursor, mapping: mmap.mmap, file_index: int) -> Shard:
     alignment = _alignment(cursor, entries)
     data_offset = padded(cursor.offset, alignment)
     tensors = table.place(data_offset, alignment, file_index)
-    return Shard(cursor.path, mapping, cursor.end, magic, version, alignment, entries, tensors, data_offset)
+    return Shard(
+        cursor.path, cursor.buffer, watch, cursor.end, magic, version, alignment, entries, tensors, data_offset
+    )
 
 
 def _read_magic(cursor: Cursor) -> str:

@@ -109,9 +109,10 @@ class FeedForwardBlock:
 
 @dataclass(frozen=True, eq=False)
 class FeedForwardResult:
-    """y: (T, n_embd), the residual included. predicted, fired: (T, n_ff) bool where they were asked for.
+    """y: (T, n_embd), with the residual but for a part. predicted, fired: (T, n_ff) bool where they were asked for.
 
-    Products are (token, row) pairs, counted where they were computed. predictor_s: seconds in the predictor.
+    Products are (token, row) pairs, counted where they were computed; 0 where the call was given a tensor to count in.
+    predictor_s: seconds in the predictor.
     """
 
     y: Tensor

@@ -1,10 +1,12 @@
 """The two blocks of a transformer layer, composed of single operations: the definition of what the native blocks do.
 
-A block ends by adding its result to a residual stream, so that a layer is two calls.
+A block ends by adding its result to a residual stream, so that a layer is two calls; a part of a block (some of its
+neurons) does not, so that parts can be added up.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -51,7 +53,12 @@ def attend(
 
 
 def run_feed_forward(
-    kernels: Kernels, block: FeedForwardBlock, x: Tensor, residual: Tensor, observe: bool
+    kernels: Kernels,
+    block: FeedForwardBlock,
+    x: Tensor,
+    residual: Tensor,
+    observe: bool,
+    counts: Tensor | None = None,
 ) -> FeedForwardResult:
     """`residual + ffn(norm(x))`, see `Kernels.feed_forward_block`."""
     started = perf_counter()
@@ -59,22 +66,36 @@ def run_feed_forward(
     if block.predictor is not None and not block.dense:
         mask = predict(kernels, block.predictor.fc1, block.predictor.fc2, x, block.sparse_threshold)
     predictor_s = perf_counter() - started
+    part = run_part(kernels, block, normalise(kernels, block.norm, x), mask, observe, counts)
+    return replace(part, y=residual + part.y, predictor_s=predictor_s)
+
+
+def run_part(
+    kernels: Kernels, block: FeedForwardBlock, h: Tensor, mask: Tensor | None, observe: bool, counts: Tensor | None
+) -> FeedForwardResult:
+    """The FFN of the block's rows over h alone, see `Kernels.feed_forward_part`."""
     output = feed_forward(
         kernels,
         block.weights,
-        normalise(kernels, block.norm, x),
+        h,
         activation=block.activation,
         fatrelu_threshold=block.fatrelu_threshold,
         mask=mask,
         dense=block.dense,
     )
+    numbers = (output.gate_products, output.up_products, output.down_products, int(output.fired.count_nonzero()))
     return FeedForwardResult(
-        y=residual + output.y,
-        gate_products=output.gate_products,
-        up_products=output.up_products,
-        down_products=output.down_products,
-        n_fired=int(output.fired.count_nonzero()),
-        predictor_s=predictor_s,
+        output.y,
+        *reported(numbers, counts),
+        predictor_s=0.0,
         predicted=mask if observe else None,
         fired=output.fired if observe else None,
     )
+
+
+def reported(numbers: tuple[int, int, int, int], counts: Tensor | None) -> tuple[int, int, int, int]:
+    """What a result says of gate, up and down products and fired neurons: nothing where they went into `counts`."""
+    if counts is None:
+        return numbers
+    counts += counts.new_tensor(numbers)
+    return 0, 0, 0, 0

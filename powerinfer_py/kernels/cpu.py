@@ -16,8 +16,16 @@ from torch import Tensor
 from powerinfer_py import _native
 from powerinfer_py.config import Activation, CacheType
 from powerinfer_py.gguf.types import GGMLType
-from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock, FeedForwardResult, LayerCache, Norm
+from powerinfer_py.kernels.blocks import (
+    AttentionBlock,
+    FeedForwardBlock,
+    FeedForwardResult,
+    LayerCache,
+    Norm,
+    Predictor,
+)
 from powerinfer_py.kernels.cache_rows import cache_row_bytes
+from powerinfer_py.kernels.composition import reported
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.kernels.matrix import Matrix, RopeTable
 
@@ -54,6 +62,11 @@ class NativeKernels(Kernels):
 
     def __init__(self, threads: int, isa: str | None = None) -> None:
         self._native = _native.CpuKernels(isa, threads)
+
+    @property
+    def native(self) -> _native.CpuKernels:
+        """What runs the jobs."""
+        return self._native
 
     @property
     def isa(self) -> str:
@@ -276,7 +289,13 @@ class NativeKernels(Kernels):
         return y
 
     def feed_forward_block(
-        self, block: FeedForwardBlock, x: Tensor, residual: Tensor, *, observe: bool = False
+        self,
+        block: FeedForwardBlock,
+        x: Tensor,
+        residual: Tensor,
+        *,
+        observe: bool = False,
+        counts: Tensor | None = None,
     ) -> FeedForwardResult:
         n_tokens = _tokens(x, block.weights.up.cols)
         _require(residual, "residual", torch.float32, x.shape)
@@ -284,7 +303,7 @@ class NativeKernels(Kernels):
         predicts = block.predictor is not None and not block.dense
         predicted = torch.empty(n_tokens, block.weights.up.rows, dtype=torch.bool) if observe and predicts else None
         fired = torch.empty(n_tokens, block.weights.up.rows, dtype=torch.bool) if observe else None
-        counts = self._native.feed_forward_block(
+        gate, up, down, n_fired, predictor_s = self._native.feed_forward_block(
             block.handle,
             x.data_ptr(),
             residual.data_ptr(),
@@ -293,7 +312,40 @@ class NativeKernels(Kernels):
             0 if fired is None else fired.data_ptr(),
             n_tokens,
         )
-        return FeedForwardResult(y, *counts, predicted, fired)
+        return FeedForwardResult(y, *reported((gate, up, down, n_fired), counts), predictor_s, predicted, fired)
+
+    def predict(self, predictor: Predictor, x: Tensor, threshold: float) -> Tensor:
+        n_tokens = _tokens(x, predictor.fc1.cols)
+        mask = torch.empty(n_tokens, predictor.fc2.rows, dtype=torch.bool)
+        self._native.predict(
+            predictor.fc1.handle, predictor.fc2.handle, x.data_ptr(), threshold, n_tokens, mask.data_ptr()
+        )
+        return mask
+
+    def feed_forward_part(
+        self,
+        block: FeedForwardBlock,
+        h: Tensor,
+        mask: Tensor | None,
+        *,
+        observe: bool = False,
+        counts: Tensor | None = None,
+    ) -> FeedForwardResult:
+        n_tokens, n_rows = _tokens(h, block.weights.up.cols), block.weights.up.rows
+        mask = None if mask is None else mask.contiguous()
+        if mask is not None:
+            _require(mask, "mask", torch.bool, (n_tokens, n_rows))
+        y = torch.empty_like(h)
+        fired = torch.empty(n_tokens, n_rows, dtype=torch.bool) if observe else None
+        numbers = self._native.feed_forward_part(
+            block.handle,
+            h.data_ptr(),
+            0 if mask is None else mask.data_ptr(),
+            y.data_ptr(),
+            0 if fired is None else fired.data_ptr(),
+            n_tokens,
+        )
+        return FeedForwardResult(y, *reported(numbers, counts), 0.0, mask if observe else None, fired)
 
 
 def _norm(norm: Norm, n: int) -> tuple[int, int, float, bool]:

@@ -1,9 +1,9 @@
-"""What an implementation of the CPU kernels must offer. `reference` defines every operation, `cpu` is the fast one.
+"""What an implementation of the kernels must offer. `reference` defines every operation, `cpu` is the fast one.
 
-Tensors are torch CPU tensors: float32 and contiguous unless stated otherwise. T is the number of tokens of a forward,
-which may belong to several sequences. Every result row depends on its own token alone, bit for bit: a token gives the
-same result alone, inside a prompt, or in a batch, and for any number of threads. `reference`, which serves
-where nothing could be compiled, promises that to rounding only.
+Tensors are torch tensors where the kernels compute (CPU memory, or a device's), float32 and contiguous unless stated
+otherwise. T is the number of tokens of a forward, which may belong to several sequences. On the CPU every result row
+depends on its own token alone, bit for bit: a token gives the same result alone, inside a prompt, or in a batch, and
+for any number of threads. `reference`, which serves where nothing could be compiled, promises that to rounding only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from powerinfer_py.gguf.types import GGMLType
-from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock, FeedForwardResult, LayerCache
+from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock, FeedForwardResult, LayerCache, Predictor
+from powerinfer_py.kernels.mask_bits import pack_columns
 from powerinfer_py.kernels.matrix import Matrix, RopeTable
 
 if TYPE_CHECKING:
@@ -131,10 +132,50 @@ class Kernels(ABC):
 
     @abstractmethod
     def feed_forward_block(
-        self, block: FeedForwardBlock, x: Tensor, residual: Tensor, *, observe: bool = False
+        self,
+        block: FeedForwardBlock,
+        x: Tensor,
+        residual: Tensor,
+        *,
+        observe: bool = False,
+        counts: Tensor | None = None,
     ) -> FeedForwardResult:
         """`residual + ffn(norm(x))`: x and residual (T, n_embd); the predictor sees x itself.
 
-        observe: hand out which neurons were predicted and fired. Bit-equal to `composition.run_feed_forward` over these
-        kernels but for SiLU, whose exponential may differ in the last place.
+        observe: hand out which neurons were predicted and fired. counts: int64 (4), to which gate, up and down products
+        and fired neurons are added; the result's own numbers are then 0, and nobody waits for a device to have counted.
+        Bit-equal to `composition.run_feed_forward` over these kernels but for SiLU, whose exponential may differ in the
+        last place.
         """
+
+    @abstractmethod
+    def predict(self, predictor: Predictor, x: Tensor, threshold: float) -> Tensor:
+        """`fc2 @ relu(fc1 @ x) >= threshold`, NaN included: x (T, n_embd) -> (T, n_ff) bool.
+
+        Bit-equal to `feed_forward.predict` over these kernels.
+        """
+
+    @abstractmethod
+    def feed_forward_part(
+        self,
+        block: FeedForwardBlock,
+        h: Tensor,
+        mask: Tensor | None,
+        *,
+        observe: bool = False,
+        counts: Tensor | None = None,
+    ) -> FeedForwardResult:
+        """The FFN of the block's rows alone over h (T, n_embd), normed already: no predictor, no norm, no residual.
+
+        mask: (T, rows; bool), the neurons to compute, or None for all; its rows may lie apart, as in a part of a wider
+        mask. A block may have no rows: the result is then its down bias, or zeros. observe, counts: as in
+        `feed_forward_block`, with the mask as what was predicted. Bit-equal to `composition.run_part` over these
+        kernels but for SiLU.
+        """
+
+    def pack_mask(self, mask: Tensor, begin: int) -> Tensor:
+        """Columns `begin` and on of mask (T, n; bool) as bits: uint8 (T, ceil((n - begin) / 8)).
+
+        Column begin + j is bit j % 8 of byte j // 8; bits beyond the last column are 0.
+        """
+        return pack_columns(mask, begin)

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from powerinfer_py.gguf.quants import dequantize_rows
 from powerinfer_py.gguf.types import GGMLType
-from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock, FeedForwardResult, LayerCache
+from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock, FeedForwardResult, LayerCache, Predictor
 from powerinfer_py.kernels.cache_rows import cache_type_of, decode_rows, encode_rows
-from powerinfer_py.kernels.composition import attend, run_feed_forward
+from powerinfer_py.kernels.composition import attend, run_feed_forward, run_part
+from powerinfer_py.kernels.feed_forward import predict
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.kernels.matrix import Matrix, RopeTable
 
@@ -222,9 +223,29 @@ class ReferenceKernels(Kernels):
         return attend(self, block, x, residual, cache, slots, positions, rope)
 
     def feed_forward_block(
-        self, block: FeedForwardBlock, x: Tensor, residual: Tensor, *, observe: bool = False
+        self,
+        block: FeedForwardBlock,
+        x: Tensor,
+        residual: Tensor,
+        *,
+        observe: bool = False,
+        counts: Tensor | None = None,
     ) -> FeedForwardResult:
-        return run_feed_forward(self, block, x, residual, observe)
+        return run_feed_forward(self, block, x, residual, observe, counts)
+
+    def predict(self, predictor: Predictor, x: Tensor, threshold: float) -> Tensor:
+        return predict(self, predictor.fc1, predictor.fc2, x, threshold)
+
+    def feed_forward_part(
+        self,
+        block: FeedForwardBlock,
+        h: Tensor,
+        mask: Tensor | None,
+        *,
+        observe: bool = False,
+        counts: Tensor | None = None,
+    ) -> FeedForwardResult:
+        return run_part(self, block, h, mask, observe, counts)
 
 
 def _rows_of_any(matrix: Matrix, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ No decision is taken here: these are observations.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,7 +30,8 @@ class Activity:
     """Counts per layer (int64 arrays of n_layer) since the last `clear`; predictor_s in seconds over all layers.
 
     neurons: neurons there were, tokens x n_ff. first, second, down: (token, row) products of the rows read first (gate,
-    or up without a gate), of the up rows behind a gate, and of the down rows. fired: neurons that fired.
+    or up without a gate), of the up rows behind a gate, and of the down rows. fired: neurons that fired. on_device: all
+    products that a device computed rather than the CPU.
     """
 
     n_layer: int
@@ -38,6 +40,7 @@ class Activity:
     second: npt.NDArray[np.int64] = field(init=False)
     down: npt.NDArray[np.int64] = field(init=False)
     fired: npt.NDArray[np.int64] = field(init=False)
+    on_device: npt.NDArray[np.int64] = field(init=False)
     gated: bool = False
     predictor_s: float = 0.0
 
@@ -46,18 +49,35 @@ class Activity:
 
     def clear(self) -> None:
         """Sets every count to zero."""
-        for name in ("neurons", "first", "second", "down", "fired"):
+        for name in ("neurons", "first", "second", "down", "fired", "on_device"):
             setattr(self, name, np.zeros(self.n_layer, dtype=np.int64))
         self.predictor_s = 0.0
 
     def record(self, layer: int, neurons: int, result: FeedForwardResult) -> None:
         """Adds what one forward of `layer` computed of its `neurons` (tokens x n_ff)."""
-        self.neurons[layer] += neurons
-        self.fired[layer] += result.n_fired
-        self.down[layer] += result.down_products
-        self.first[layer] += result.gate_products if self.gated else result.up_products
-        self.second[layer] += result.up_products if self.gated else 0
+        counts = (result.gate_products, result.up_products, result.down_products, result.n_fired)
+        self.record_counts(layer, neurons, counts)
         self.predictor_s += result.predictor_s
+
+    def record_counts(self, layer: int, neurons: int, counts: Sequence[int]) -> None:
+        """Adds gate, up and down products, and neurons that fired."""
+        gate, up, down, fired = counts
+        self.neurons[layer] += neurons
+        self.fired[layer] += fired
+        self.down[layer] += down
+        self.first[layer] += gate if self.gated else up
+        self.second[layer] += up if self.gated else 0
+
+    def record_on_device(self, layer: int, neurons: int, counts: Sequence[int]) -> None:
+        """The same for what a device computed."""
+        self.record_counts(layer, neurons, counts)
+        self.on_device[layer] += sum(counts[:3])
+
+    @property
+    def share_on_device(self) -> float:
+        """Share of the rows read for a token that were read on a device; 0.0 before any token."""
+        read = self.first.sum() + self.second.sum() + self.down.sum()
+        return float(self.on_device.sum() / max(1, read))
 
     @property
     def share_computed(self) -> float:

@@ -15,7 +15,7 @@ from powerinfer_py.config import ModelConfig
 from powerinfer_py.kernels.blocks import LayerCache
 from powerinfer_py.kernels.composition import normalise
 from powerinfer_py.kernels.interface import Kernels
-from powerinfer_py.kernels.matrix import RopeTable
+from powerinfer_py.kernels.matrix import Matrix, RopeTable
 from powerinfer_py.models.activity import Activity, LayerObserver
 from powerinfer_py.models.architecture import Architecture
 from powerinfer_py.models.batch import ForwardBatch
@@ -36,6 +36,20 @@ class Step:
     observer: LayerObserver | None = None
 
 
+def embed(
+    kernels: Kernels,
+    architecture: Architecture,
+    token_embd: Matrix,
+    position_embd: Matrix | None,
+    batch: ForwardBatch,
+) -> Tensor:
+    """Token (and learned position) embeddings: (T, n_embd)."""
+    x = kernels.rows(token_embd, batch.token_ids)
+    if position_embd is not None:
+        x = x + kernels.rows(position_embd, batch.positions + architecture.position_offset)
+    return x
+
+
 @dataclass(frozen=True, eq=False)
 class Transformer:
     """A contiguous range of layers of one model."""
@@ -47,11 +61,7 @@ class Transformer:
 
     def embed(self, kernels: Kernels, batch: ForwardBatch) -> Tensor:
         """Token (and learned position) embeddings: (T, n_embd)."""
-        x = kernels.rows(self.weights.token_embd, batch.token_ids)
-        if self.weights.position_embd is not None:
-            offset = self.architecture.position_offset
-            x = x + kernels.rows(self.weights.position_embd, batch.positions + offset)
-        return x
+        return embed(kernels, self.architecture, self.weights.token_embd, self.weights.position_embd, batch)
 
     def run_layers(self, kernels: Kernels, x: Tensor, step: Step) -> Tensor:
         """The residual stream (T, n_embd) after all layers of the range."""

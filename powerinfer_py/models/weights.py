@@ -82,28 +82,41 @@ class Assembly:
 
     def model(self, layers: range) -> ModelWeights:
         """Embedding, head and the layers of the range."""
+        token_embd, position_embd = self.embedding()
+        blocks = tuple(self.layer(i) for i in layers)
+        return ModelWeights(token_embd, position_embd, blocks, *self.head())
+
+    def embedding(self) -> tuple[Matrix, Matrix | None]:
+        """Rows of tokens, and of positions where they are learned."""
         config, source = self.config, self.source
-        # A head that is tied to the embedding is the same tensor, multiplied instead of looked up.
-        head = "output.weight" if source.has("output.weight") else "token_embd.weight"
         position_rows = config.n_ctx_train + self.architecture.position_offset
-        return ModelWeights(
-            token_embd=source.table("token_embd.weight", config.n_vocab, config.n_embd),
-            position_embd=None
-            if self.architecture.uses_rope
-            else source.table("position_embd.weight", position_rows, config.n_embd),
-            layers=tuple(self._layer(f"blk.{i}.") for i in layers),
-            output_norm=self._norm("output_norm"),
-            output=source.matrix(head, config.n_vocab, config.n_embd),
+        return (
+            source.table("token_embd.weight", config.n_vocab, config.n_embd),
+            None if self.architecture.uses_rope else source.table("position_embd.weight", position_rows, config.n_embd),
         )
 
-    def _layer(self, prefix: str) -> LayerWeights:
+    def head(self) -> tuple[Norm, Matrix]:
+        """The last norm and the output matrix."""
+        config, source = self.config, self.source
+        # A head that is tied to the embedding is the same tensor, multiplied instead of looked up.
+        name = "output.weight" if source.has("output.weight") else "token_embd.weight"
+        return self._norm("output_norm"), source.matrix(name, config.n_vocab, config.n_embd)
+
+    def feed_forward(self, index: int) -> FeedForwardBlock:
+        """A layer's FFN alone, without its predictor and not prepared: for a source that gives some of its neurons."""
+        prefix = f"blk.{index}."
+        return self._feed_forward(prefix, self._norm(prefix + self._ffn_norm_name), None)
+
+    def layer(self, index: int) -> LayerWeights:
+        """One layer, its blocks prepared."""
+        prefix = f"blk.{index}."
         first_norm = self._norm(prefix + "attn_norm")
         if self.architecture.parallel:
             ffn_norm = first_norm
             two_norms = self.source.has(prefix + "attn_norm_2.weight")
             attention_norm = self._norm(prefix + "attn_norm_2") if two_norms else first_norm
         else:
-            ffn_norm = self._norm(prefix + "ffn_norm")
+            ffn_norm = self._norm(prefix + self._ffn_norm_name)
             attention_norm = first_norm
         predictor = self._predictor(prefix) if self.config.has_predictors else None
         return LayerWeights(
@@ -111,6 +124,10 @@ class Assembly:
             feed_forward=self.source.prepare_feed_forward(self._feed_forward(prefix, ffn_norm, predictor)),
             predictor=predictor,
         )
+
+    @property
+    def _ffn_norm_name(self) -> str:
+        return "attn_norm" if self.architecture.parallel else "ffn_norm"
 
     def _attention(self, prefix: str, norm: Norm) -> AttentionBlock:
         config = self.config

@@ -83,20 +83,16 @@ class PredictorFolder:
 
     def save(self, predictor: LowRank, summary: LayerSummary) -> None:
         """Writes the layer's file, then notes it as finished."""
-        self.save_unmeasured(summary.layer, predictor)
-        digest = sha256(self._layer_path(summary.layer))
-        self._state["layers"][str(summary.layer)] = asdict(summary) | {"sha256": digest}
-        write_json(self.path / STATE, self._state)
-
-    def save_unmeasured(self, layer: int, predictor: LowRank) -> None:
-        """Writes the layer's file alone; it does not count as finished."""
         import torch
 
         state = {"fc1.weight": predictor.fc1, "fc2.weight": predictor.fc2}
         buffer = io.BytesIO()
         # Clones, since torch would save the whole of what a view was taken from.
         torch.save({name: tensor.half().cpu().contiguous().clone() for name, tensor in state.items()}, buffer)
-        write_part(self._layer_path(layer), buffer.getvalue())
+        path = self._layer_path(summary.layer)
+        write_part(path, buffer.getvalue())
+        self._state["layers"][str(summary.layer)] = asdict(summary) | {"sha256": sha256(path)}
+        write_json(self.path / STATE, self._state)
 
     def complete(self, n_layer: int) -> None:
         """Writes what holds for all layers."""

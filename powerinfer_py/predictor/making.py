@@ -24,6 +24,7 @@ from powerinfer_py.predictor.folder import COLLECTED, LayerSummary, PredictorFol
 from powerinfer_py.predictor.layer_data import LayerData
 from powerinfer_py.predictor.logits import scaled_svd
 from powerinfer_py.predictor.rank import allocate_ranks, predictor_bytes, uncertainty
+from powerinfer_py.predictor.row_source import bytes_without_predictors
 from powerinfer_py.predictor.training import TrainingOptions, train_layer
 from powerinfer_py.predictor.windows import Role, Windows, cut_windows, read_texts
 from powerinfer_py.tokenizer import load_tokenizer
@@ -38,7 +39,8 @@ Remark = Callable[[str], None]
 class Job:
     """What to make. rank: of every layer, None to share out `budget`, a share of the model's bytes.
 
-    tokens: at most, None for all. window: tokens run together; None for the model's context, at most 512.
+    calibration_texts: to stop and to calibrate on; none for parts of `texts`. tokens: at most, None for all.
+    window: tokens run together; None for the model's context, at most 512.
     max_disk_bytes: for collected tokens at any time. method: "trained" or "svd". device: "cpu" or "cuda", of the
     training; the model always runs on the CPU. Raises OptionError for values out of range.
     """
@@ -46,6 +48,7 @@ class Job:
     model: Path
     texts: tuple[Path, ...]
     output: Path
+    calibration_texts: tuple[Path, ...] = ()
     method: str = "trained"
     rank: int | None = None
     budget: float = 0.1
@@ -111,7 +114,7 @@ class _Making:
     ) -> None:
         self.job, self.file, self.config, self.windows = job, file, config, windows
         self.remark, self.steps = remark, steps
-        self.model_bytes = _bytes_without_predictors(file)
+        self.model_bytes = bytes_without_predictors(file)
         self.budget_bytes = int(job.budget * self.model_bytes)
         name = fingerprint(file)
         self._check_given_rank()
@@ -253,7 +256,9 @@ def _windows(job: Job, file: GGUFFile, config: ModelConfig) -> Windows:
     window = min(config.n_ctx_train, 512) if job.window is None else job.window
     if window > config.n_ctx_train:
         raise OptionError(f"a window of {window} tokens, the model's context is {config.n_ctx_train}")
-    return cut_windows(load_tokenizer(file.metadata), texts, window, job.tokens)
+    calibration_texts = read_texts(job.calibration_texts)
+    tokenizer = load_tokenizer(file.metadata)
+    return cut_windows(tokenizer, texts, window, job.tokens, calibration_texts=calibration_texts)
 
 
 def _settings(job: Job, model_name: str, windows: Windows) -> dict[str, Any]:
@@ -268,11 +273,6 @@ def _settings(job: Job, model_name: str, windows: Windows) -> dict[str, Any]:
         "device": job.device,
         **asdict(job.training),
     }
-
-
-def _bytes_without_predictors(file: GGUFFile) -> int:
-    names = (name for name in file.tensors if not name.endswith((".fc1.weight", ".fc2.weight")))
-    return sum(file.tensors[name].n_bytes for name in names)
 
 
 def _moved(first: FirstRows, device: str) -> FirstRows:

@@ -32,9 +32,13 @@ class Role(IntEnum):
 
 @dataclass(frozen=True)
 class Windows:
-    """Token ids of every window, in the order of the files."""
+    """Token ids of every window, in the order of the files, and what each is for.
+
+    window_roles: empty for the cycle: of every ten windows in a row eight train, one measures and one calibrates.
+    """
 
     ids: tuple[tuple[int, ...], ...]
+    window_roles: tuple[Role, ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -50,13 +54,13 @@ class Windows:
     def roles(self) -> npt.NDArray[np.int8]:
         """The role of each token's window: int8 (n_tokens)."""
         of_cycle = [Role.TRAIN] * (CYCLE - 2) + [Role.VALIDATION, Role.CALIBRATION]
-        per_window = [of_cycle[i % CYCLE] for i in range(len(self.ids))]
+        per_window = self.window_roles or [of_cycle[i % CYCLE] for i in range(len(self.ids))]
         return np.repeat(np.array(per_window, np.int8), [len(window) for window in self.ids])
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the ids and the cuts between windows."""
-        digest = hashlib.sha256()
+        """SHA-256 over the ids, the cuts between windows and the roles that are no cycle."""
+        digest = hashlib.sha256(bytes(map(int, self.window_roles)))
         for window in self.ids:
             digest.update(len(window).to_bytes(8, "little"))
             digest.update(np.array(window, "<i4").tobytes())
@@ -78,22 +82,51 @@ def read_texts(paths: Sequence[Path]) -> list[str]:
     return texts
 
 
-def cut_windows(tokenizer: Tokenizer, texts: Sequence[str], window: int, max_tokens: int | None = None) -> Windows:
+def cut_windows(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    window: int,
+    max_tokens: int | None = None,
+    *,
+    calibration_texts: Sequence[str] = (),
+) -> Windows:
     """Windows of `window` tokens, each beginning with the token that begins texts where the model wants one.
 
-    A file's rest that fills less than half a window is left out. max_tokens: stop after this many.
-    Raises OptionError where the texts do not fill ten windows, the fewest that give every role one.
+    A file's rest that fills less than half a window is left out. max_tokens: stop after this many. calibration_texts:
+    cut alike, their windows measure and calibrate in turn, and all of `texts` trains.
+    Raises OptionError where the texts do not fill ten windows, the fewest that give every role one, or those for
+    calibration not two.
     """
+    windows = _cut(tokenizer, texts, window, max_tokens)
+    if not calibration_texts:
+        _require(len(windows), CYCLE, "training, stopping and calibrating on separate parts", window, max_tokens)
+        return Windows(tuple(windows))
+    measuring = _cut(tokenizer, calibration_texts, window, max_tokens)
+    _require(len(windows), 1, "training", window, max_tokens)
+    _require(len(measuring), 2, "stopping and calibrating on separate parts", window, max_tokens)
+    in_turn = (Role.VALIDATION, Role.CALIBRATION)
+    roles = [Role.TRAIN] * len(windows) + [in_turn[i % 2] for i in range(len(measuring))]
+    return Windows((*windows, *measuring), tuple(roles))
+
+
+def _require(n_windows: int, least: int, what: str, window: int, max_tokens: int | None) -> None:
+    if n_windows < least:
+        limit = "" if max_tokens is None else f" in the {max_tokens} tokens that are used of it"
+        raise OptionError(
+            f"the text fills {n_windows} windows of {window} tokens{limit}; {what} takes at least {least}: give more "
+            "text or a smaller window"
+        )
+
+
+def _cut(tokenizer: Tokenizer, texts: Sequence[str], window: int, max_tokens: int | None) -> list[tuple[int, ...]]:
     begin = (tokenizer.bos_id,) if tokenizer.add_bos and tokenizer.bos_id is not None else ()
     fresh = window - len(begin)
     if fresh < 1:
         raise OptionError(f"a window of {window} tokens has no room for text: give at least {len(begin) + 1}")
     windows: list[tuple[int, ...]] = []
     left = max_tokens
-    n_text = 0
     for text in texts:
         ids = tokenizer.encode(text, add_bos=False, add_eos=False)
-        n_text += len(ids)
         for start in range(0, len(ids), fresh):
             cut = (*begin, *ids[start : start + fresh])
             if left is not None:
@@ -101,10 +134,4 @@ def cut_windows(tokenizer: Tokenizer, texts: Sequence[str], window: int, max_tok
                 left -= len(cut)
             if len(cut) * 2 >= window and len(cut) > len(begin):
                 windows.append(cut)
-    if len(windows) < CYCLE:
-        limit = "" if max_tokens is None else f", of which at most {max_tokens} are used"
-        raise OptionError(
-            f"the text has {n_text} tokens{limit}; training, stopping and calibrating on separate parts takes at "
-            f"least {CYCLE} windows of {window}: give more text or a smaller window"
-        )
-    return Windows(tuple(windows))
+    return windows

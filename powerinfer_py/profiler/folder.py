@@ -16,34 +16,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from powerinfer_py.errors import FileFormatError, OptionError, PowerInferError, printable
 from powerinfer_py.output_files import make_folder, remove, write_bytes
-from powerinfer_py.profiler.activations import layer_files, read_activations
-from powerinfer_py.profiler.profile import ActivationProfile, decode_profile, encode_profile
-
-PROFILE_NAME = "activation.safetensors"
-STATE_NAME = "activation.state"
-
-
-def read_profile(folder: Path) -> ActivationProfile:
-    """The finished statistics in a folder.
-
-    Raises FileFormatError where there are none, where they are damaged, and where the `.pt` files hold other counts.
-    """
-    path = folder / PROFILE_NAME
-    if not path.is_file():
-        unfinished = (folder / STATE_NAME).is_file()
-        what = f"an unfinished run: {STATE_NAME} without {PROFILE_NAME}" if unfinished else f"no {PROFILE_NAME}"
-        raise FileFormatError(f"holds {what}", path=folder)
-    profile = decode_profile(path)
-    # The layers' files are the statistics that PowerInfer and gpuidx solvers read.
-    counts = read_activations(folder, profile.model.n_layer, profile.model.n_ff)
-    for layer, fired in enumerate(profile.counts.fired):
-        if not np.array_equal(counts[layer], fired.astype(np.float64)):
-            raise FileFormatError(f"activation_{layer}.pt holds other counts than {PROFILE_NAME}", path=folder)
-    return profile
+from powerinfer_py.placement.statistics.layer_files import layer_files
+from powerinfer_py.placement.statistics.profile import (
+    PROFILE_NAME,
+    STATE_NAME,
+    ActivationProfile,
+    decode_profile,
+    encode_profile,
+    read_profile,
+)
 
 
 class ProfileFolder:

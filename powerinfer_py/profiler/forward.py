@@ -28,8 +28,8 @@ def run_sequence(
     engine.cache.truncate(0, 0)
     ids = torch.tensor(token_ids, dtype=torch.int64)
     first = n_tokens if logits_from is None else logits_from
-    for start in range(0, n_tokens, engine.options.batch_size):
-        end = min(start + engine.options.batch_size, n_tokens)
+    for start in range(0, n_tokens, engine.batch_size):
+        end = min(start + engine.batch_size, n_tokens)
         wanted = torch.arange(max(first - start, 0), end - start) if first < end else torch.arange(0)
         batch = ForwardBatch(
             ids[start:end],

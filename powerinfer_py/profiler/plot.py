@@ -14,7 +14,7 @@ import numpy as np
 
 from powerinfer_py.errors import OptionError, UnsupportedError, printable
 from powerinfer_py.output_files import write_bytes
-from powerinfer_py.profiler.profile import ActivationProfile
+from powerinfer_py.placement.statistics.profile import ActivationProfile
 from powerinfer_py.profiler.report import HOT_SHARE, curve, layer_figures
 
 SUFFIXES = (".png", ".svg", ".pdf")

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from powerinfer_py.profiler.activations import captured_shares
-from powerinfer_py.profiler.counts import Counts
-from powerinfer_py.profiler.profile import ActivationProfile
+from powerinfer_py.placement.statistics.counts import Counts
+from powerinfer_py.placement.statistics.layer_files import captured_shares
+from powerinfer_py.placement.statistics.profile import ActivationProfile
 
 # Shares of the neurons, hottest first, at which tables show the share of activations they capture.
 POINTS = (0.05, 0.1, 0.2, 0.3, 0.5)

@@ -19,12 +19,13 @@ from powerinfer_py.generation.llm import LLM
 from powerinfer_py.gguf import open_gguf
 from powerinfer_py.gguf.fingerprint import fingerprint
 from powerinfer_py.models.hyperparameters import read_config
+from powerinfer_py.placement.statistics.counts import ActivationCounts
+from powerinfer_py.placement.statistics.profile import ActivationProfile, ProfiledModel, ProfiledText, ProfileSettings
 from powerinfer_py.profiler.chunks import Chunk, cut_chunks, require_one_chunk
-from powerinfer_py.profiler.counts import ActivationCounter, ActivationCounts
+from powerinfer_py.profiler.counts import ActivationCounter
 from powerinfer_py.profiler.documents import Document
 from powerinfer_py.profiler.folder import ProfileFolder
 from powerinfer_py.profiler.forward import run_sequence
-from powerinfer_py.profiler.profile import ActivationProfile, ProfiledModel, ProfiledText, ProfileSettings
 
 DEFAULT_CONTEXT = 512
 SAVE_EVERY_S = 30.0
@@ -93,7 +94,12 @@ def plan_profile(
             "fires for every token: there is nothing to count"
         )
     n_ctx = options.context_length or min(config.n_ctx_train, DEFAULT_CONTEXT)
-    settings = ProfileSettings(context=n_ctx, batch_size=min(options.batch_size, n_ctx))
+    settings = ProfileSettings(
+        context=n_ctx,
+        batch_size=min(options.batch_size, n_ctx),
+        cache_type_k=options.cache_type_k.value,
+        cache_type_v=options.cache_type_v.value,
+    )
     options = replace(
         options,
         sparsity=Sparsity.EXACT,

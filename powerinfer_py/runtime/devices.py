@@ -1,28 +1,42 @@
-"""What the options say about GPUs, held against the machine.
-
-This version computes on the CPU alone; nothing here initialises CUDA unless an option names a GPU.
-"""
+"""What the options say about GPUs, held against the machine. CUDA is initialised only where a budget asks for a GPU."""
 
 from __future__ import annotations
 
+from powerinfer_py import env
 from powerinfer_py.config import RuntimeOptions
 from powerinfer_py.errors import DeviceError
+from powerinfer_py.runtime.hybrid.device import Arrangement, Device
 
 
-def device_notices(options: RuntimeOptions) -> list[str]:
-    """Lines that tell the user what became of GPU options. Raises DeviceError for a GPU number that does not exist."""
+def find_device(options: RuntimeOptions) -> tuple[Device | None, list[str]]:
+    """The device that the options want, and lines that tell the user what became of them.
+
+    Raises DeviceError for a GPU number that does not exist, and for a GPU that cannot be used.
+    """
     asks_for_gpu = options.vram_budget not in (None, 0.0)
-    if options.main_gpu is None and not asks_for_gpu and options.gpu_index is None:
-        return []
+    asks_for_index = options.gpu_index is not None or options.reset_gpu_index or options.disable_gpu_index
+    if options.main_gpu is None and not asks_for_gpu and not asks_for_index:
+        return None, []
     import torch
 
     n_devices = torch.cuda.device_count()
     if options.main_gpu is not None and options.main_gpu >= n_devices:
         raise DeviceError(f"no such device: GPU {options.main_gpu} (CUDA devices found: {n_devices})")
-    reason = "no CUDA device was found" if n_devices == 0 else "this version computes on the CPU only"
+    if asks_for_gpu and n_devices:
+        return _cuda_device(options.main_gpu or 0), []
+    reason = "no CUDA device was found" if n_devices == 0 else "without a VRAM budget no GPU is used"
     notices = []
     if asks_for_gpu:
         notices.append(f"VRAM budget: {reason}, so it has nothing to apply to; everything runs on the CPU")
     if options.gpu_index is not None:
         notices.append(f"GPU index: {reason}, so no neurons are placed by it")
-    return notices
+    for name, given in (("reset", options.reset_gpu_index), ("disable", options.disable_gpu_index)):
+        if given:
+            notices.append(f"--{name}-gpu-index: {reason}, so it changes nothing")
+    return None, notices
+
+
+def _cuda_device(index: int) -> Device:
+    from powerinfer_py.runtime.hybrid.cuda_device import CudaDevice
+
+    return CudaDevice(index, Arrangement(env.forced_step() or Arrangement.TWO_NODES))

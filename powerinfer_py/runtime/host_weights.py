@@ -42,7 +42,7 @@ class FileWeights:
         self._asked: set[str] = set()
         self._tables: dict[str, Matrix] = {}
         self.unpacked_reason = _unpacked_reason(file, options)
-        self._packs = options.repack and self.unpacked_reason is None
+        self.packs = options.repack and self.unpacked_reason is None
         self.transposed_bytes = 0
 
     def has(self, name: str) -> bool:
@@ -59,7 +59,7 @@ class FileWeights:
     def matrix(self, name: str, rows: int, cols: int) -> Matrix:
         """The matrix in its file type, packed where that is wanted; its pages of the file are then let go."""
         info = self._checked(name, (rows, cols))
-        matrix = self._kernels.matrix(name, info.ggml_type, rows, cols, self._file.tensor_data(name), pack=self._packs)
+        matrix = self._kernels.matrix(name, info.ggml_type, rows, cols, self._file.tensor_data(name), pack=self.packs)
         if not matrix.packed:
             return self.table(name, rows, cols)
         self._file.release(name)
@@ -73,7 +73,20 @@ class FileWeights:
         return self._tables[name]
 
     def transposed(self, name: str, rows: int, cols: int) -> Matrix:
-        """The transpose: exact in F32, F16 and BF16; other types become F16, whose 11 bits exceed their 4 to 8."""
+        """The transpose, see `turned`."""
+        ggml_type, data = self.turned(name, rows, cols)
+        self.transposed_bytes += data.nbytes
+        return self._kernels.matrix(name, ggml_type, rows, cols, data)
+
+    def stored(self, name: str, rows: int, cols: int) -> tuple[GGMLType, npt.NDArray[np.uint8]]:
+        """Type and bytes of a matrix (rows, cols), as they lie in the file; `release` lets their pages go."""
+        return self._checked(name, (rows, cols)).ggml_type, self._file.tensor_data(name)
+
+    def turned(self, name: str, rows: int, cols: int) -> tuple[GGMLType, npt.NDArray[np.uint8]]:
+        """Type and bytes of the transpose (rows, cols) of a matrix that the file holds as (cols, rows).
+
+        Exact in F32, F16 and BF16; other types become F16, whose 11 bits exceed their 4 to 8.
+        """
         info = self._checked(name, (cols, rows))
         values: npt.NDArray[Any]
         if info.ggml_type in _WORDS:
@@ -82,9 +95,15 @@ class FileWeights:
         else:
             ggml_type = GGMLType.F16
             values = dequantize(self._file.tensor_data(name), info.ggml_type, cols, rows).astype("<f2")
-        data = np.ascontiguousarray(values.T).view(np.uint8).reshape(-1)
-        self.transposed_bytes += data.nbytes
-        return self._kernels.matrix(name, ggml_type, rows, cols, data)
+        return ggml_type, np.ascontiguousarray(values.T).view(np.uint8).reshape(-1)
+
+    def release(self, name: str) -> None:
+        """Lets the system take back the memory of a tensor's pages, which has been copied."""
+        self._file.release(name)
+
+    def leave_out(self, name: str) -> None:
+        """Notes that a tensor is known and not needed."""
+        self._asked.add(name)
 
     def vector(self, name: str, n: int) -> Tensor:
         """A float32 vector (n)."""

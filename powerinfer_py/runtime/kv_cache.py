@@ -1,4 +1,4 @@
-"""Keys and values of every live sequence, preallocated in one block of memory.
+"""Keys and values of every live sequence, preallocated: in one block of memory, or of a device for the layers there.
 
 A slot is the place of one sequence. The cache knows which tokens a slot holds, so that whoever starts a sequence can
 reuse the longest prefix that is already there; which sequence uses which slot is decided by the generation loop.
@@ -7,8 +7,8 @@ reuse the longest prefix that is already there; which sequence uses which slot i
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from powerinfer_py.config import CacheType
 from powerinfer_py.errors import ContextError
@@ -20,12 +20,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class DeviceBytes(Protocol):
+    """Memory of a device, set aside for keys and values."""
+
+    def take(self, n_bytes: int) -> Tensor:
+        """uint8 (n_bytes)."""
+
+
 class KVCache:
     """n_slots x n_ctx tokens for n_layer layers; the memory is committed by the system as it is written.
 
     The layout of a layer is (n_slots, n_head_kv, n_ctx, row) for keys and again for values; a row holds head_dim or
-    head_dim_v values as type_k and type_v say. Raises ContextError where the memory is not there, and OptionError for a
-    type that cannot store rows of that length.
+    head_dim_v values as type_k and type_v say. device_layers: where the memory of some layers comes from; it was
+    reserved for these sizes, so that such a cache cannot grow. Raises ContextError where the memory is not there, and
+    OptionError for a type that cannot store rows of that length.
     """
 
     def __init__(
@@ -38,6 +46,7 @@ class KVCache:
         head_dim_v: int,
         type_k: CacheType = CacheType.F16,
         type_v: CacheType = CacheType.F16,
+        device_layers: Mapping[int, DeviceBytes] | None = None,
     ) -> None:
         require_whole_blocks(type_k, head_dim, "head_dim")
         require_whole_blocks(type_v, head_dim_v, "head_dim_v")
@@ -50,26 +59,29 @@ class KVCache:
         self.type_k = type_k
         self.type_v = type_v
         self.tokens: list[list[int]] = [[] for _ in range(n_slots)]
+        self._device_layers = dict(device_layers or {})
         self._allocate()
 
     def _allocate(self) -> None:
-        import torch
-
         n_rows = self.n_slots * self.n_head_kv * self.n_ctx
         key_bytes = n_rows * cache_row_bytes(self.type_k, self.head_dim)
         value_bytes = n_rows * cache_row_bytes(self.type_v, self.head_dim_v)
-        self._require_memory(self.n_layer * (key_bytes + value_bytes))
-        # Anonymous pages are committed as they are written. torch.zeros writes them all, 2 GiB for a 7B model, and
-        # numpy asks for huge pages, of which the first token of every head would touch all.
-        n_bytes = self.n_layer * (key_bytes + value_bytes)
-        self._block = torch.frombuffer(mmap.mmap(-1, n_bytes), dtype=torch.uint8)
-        self.layers = [
-            LayerCache(
-                self._rows(part[:key_bytes], self.type_k, self.head_dim),
-                self._rows(part[key_bytes:], self.type_v, self.head_dim_v),
+        self.n_bytes = self.n_layer * (key_bytes + value_bytes)
+        n_host = self.n_layer - len(self._device_layers)
+        self._require_memory(n_host * (key_bytes + value_bytes))
+        parts = iter(_host_block(n_host, key_bytes + value_bytes))
+        self.layers = []
+        for layer in range(self.n_layer):
+            if (device := self._device_layers.get(layer)) is not None:
+                keys, values = device.take(key_bytes), device.take(value_bytes)
+            else:
+                part = next(parts)
+                keys, values = part[:key_bytes], part[key_bytes:]
+            self.layers.append(
+                LayerCache(
+                    self._rows(keys, self.type_k, self.head_dim), self._rows(values, self.type_v, self.head_dim_v)
+                )
             )
-            for part in self._block.view(self.n_layer, key_bytes + value_bytes)
-        ]
 
     def _rows(self, part: Tensor, cache_type: CacheType, dim: int) -> Tensor:
         dtype, n = cache_layout(cache_type, dim)
@@ -89,9 +101,9 @@ class KVCache:
         return str(self.type_k) if self.type_k is self.type_v else f"keys {self.type_k}, values {self.type_v}"
 
     @property
-    def n_bytes(self) -> int:
-        """Bytes of the block, whether committed or not."""
-        return self._block.numel()
+    def grows(self) -> bool:
+        """Whether there can be more sequences or longer ones than now."""
+        return not self._device_layers
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values: type_k, type_v, n_slots, n_ctx, bytes."""
@@ -104,9 +116,18 @@ class KVCache:
         }
 
     def grow(self, n_slots: int, n_ctx: int) -> None:
-        """Makes room for at least `n_slots` sequences of `n_ctx` tokens; what the cache holds is kept."""
+        """Makes room for at least `n_slots` sequences of `n_ctx` tokens; what the cache holds is kept.
+
+        Raises ContextError where the memory is not there.
+        """
         if n_slots <= self.n_slots and n_ctx <= self.n_ctx:
             return
+        if not self.grows:
+            raise ContextError(
+                f"the KV cache on the GPU was made for {self.n_slots} x {self.n_ctx} tokens, and "
+                f"{max(n_slots, self.n_slots)} x {max(n_ctx, self.n_ctx)} are needed: load the model with a longer "
+                "context or more sequences"
+            )
         old, old_slots, old_ctx = self.layers, self.n_slots, self.n_ctx
         self.n_slots, self.n_ctx = max(n_slots, old_slots), max(n_ctx, old_ctx)
         try:
@@ -141,6 +162,20 @@ class KVCache:
                 _copy_tokens(layer, source, layer, target, n_tokens)
             self.tokens[target] = self.tokens[source][:n_tokens]
         self.truncate(target, n_tokens)
+
+
+def _host_block(n_layer: int, layer_bytes: int) -> Tensor:
+    """uint8 (n_layer, layer_bytes), zero.
+
+    Anonymous pages are committed as they are written. torch.zeros writes them all, 2 GiB for a 7B model, and numpy asks
+    for huge pages, of which the first token of every head would touch all.
+    """
+    import torch
+
+    if not n_layer * layer_bytes:
+        return torch.empty(n_layer, layer_bytes, dtype=torch.uint8)
+    block = torch.frombuffer(mmap.mmap(-1, n_layer * layer_bytes), dtype=torch.uint8)
+    return block.view(n_layer, layer_bytes)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

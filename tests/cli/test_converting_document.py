@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from powerinfer_py.cli import convert, inspect, metadata, quantize
+from powerinfer_py.cli import convert, inspect, metadata, quantize, train_predictors
 from powerinfer_py.convert.row_types import type_for_rows
 from powerinfer_py.gguf import BLOCK_LAYOUTS, GGMLType, dequantize
 from powerinfer_py.gguf.quantisation import quantize as to_blocks
@@ -47,7 +47,7 @@ def test_a_row_of_the_table(name: str, bits: str, nmse: str, multiple: str, othe
 
 
 def test_every_option_exists() -> None:
-    commands = (convert, quantize, inspect, metadata)
+    commands = (convert, quantize, inspect, metadata, train_predictors)
     known = {o for c in commands for p in parsers(c.build_parser()) for a in p._actions for o in a.option_strings}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", TEXT))
     # Of powerinfer-run, mentioned beside what is never sampled.

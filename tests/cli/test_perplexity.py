@@ -49,6 +49,18 @@ def test_figures_against_the_definition(fixtures: Path, text: Path, capsys: pyte
     assert report["predictors"] is None
 
 
+def test_cache_types_change_the_digits(fixtures: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["-m", str(fixtures / "bamboo.powerinfer.gguf"), "-f", str(text), "--json", "--chunks", "2", *FAST]
+    values = []
+    for options in ([], ["-ctk", "q8_0"], ["-ctv", "q8_0"]):
+        assert perplexity.main([*command, *options]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert [report["cache_type_k"], report["cache_type_v"]].count("q8_0") == len(options) // 2
+        values.append(report["perplexity"]["value"])
+    assert len(set(values)) == 3
+    assert values[1:] == pytest.approx([values[0]] * 2, rel=0.01)
+
+
 def test_comparison(fixtures: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["-m", str(fixtures / "bamboo.powerinfer.gguf"), "-f", str(text), "--compare", "dense", *FAST]
     assert perplexity.main([*command, "--json"]) == 0

@@ -10,21 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_models import edited_copy, write_opt
-from helpers_predictable import FIXTURES, write_predictable, write_text
+from helpers_families import FAMILIES, family_model
+from helpers_predictable import write_predictable, write_text
 
 from powerinfer_py.cli import train_predictors
-from powerinfer_py.cli.train_predictors import build_parser, job_from
-from powerinfer_py.cli.train_predictors.recipe import OPTIONS, read_recipe
-from powerinfer_py.errors import FileFormatError, OptionError
-from powerinfer_py.gguf import ValueType
+from powerinfer_py.cli.recipe import read_recipe
+from powerinfer_py.cli.train_predictors import RECIPE_OPTIONS, build_parser, job_from
+from powerinfer_py.errors import OptionError
 from powerinfer_py.predictor.making import GIB, Job
 from powerinfer_py.predictor.training import TrainingOptions
 
 RECIPES = Path(__file__).parents[2] / "predictors" / "recipes"
-FAMILIES = ("relu_llama", "prosparse", "bamboo", "opt", "falcon", "minicpm_s", "demo")
-FATRELU_THRESHOLDS = {"prosparse": 0.01, "minicpm_s": 0.03}
-FIXTURE_OF = {"relu_llama": "relu-llama", "bamboo": "bamboo", "falcon": "relu-falcon", "demo": "relu-llama"}
 # A recipe is for full size; these make it fit a fixture and a test.
 TINY = ["--tokens", "640", "--window", "32", "--epochs", "1", "--rank", "8"]
 
@@ -87,16 +83,15 @@ def test_values_out_of_range(wrong: list[str]) -> None:
         parsed(*wrong)
 
 
-def test_there_is_a_recipe_for_every_family() -> None:
-    assert sorted(path.stem for path in RECIPES.iterdir()) == sorted(FAMILIES)
-
-
 def test_the_command_line_goes_before_the_recipe(tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text('family = "f"\nmeasured = "not run"\n[options]\nrank = 16\nepochs = 7\nbudget = 0.2\n')
     job = parsed("--recipe", recipe, "--rank", 8)
     assert (job.rank, job.training.epochs, job.budget) == (8, 7, 0.2)
     assert parsed("--recipe", recipe, "--rank", "auto").rank is None
+    recipe.write_text('family = "f"\nmeasured = "not run"\n[options]\nrank = "big"\n')
+    with pytest.raises(OptionError, match="rank is 'big'"):
+        parsed("--recipe", recipe)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -111,7 +106,7 @@ def test_every_recipe_runs_on_its_familys_fixture(
     report = json.loads(output.out)
     assert report["tokens"] == 640
     assert report["bytes"] == sum(layer["bytes"] for layer in report["layers"]) <= report["budget_bytes"]
-    target = float(read_recipe(recipe).get("target_recall", TrainingOptions.target_recall))
+    target = float(read_recipe(recipe, RECIPE_OPTIONS).get("target_recall", TrainingOptions.target_recall))
     for layer in report["layers"]:
         assert layer["rank"] == 8
         assert 0 < layer["fired_share"] < 1
@@ -119,52 +114,6 @@ def test_every_recipe_runs_on_its_familys_fixture(
         assert layer["recall"] > target - 0.02
     assert json.loads((tmp_path / "p" / "config.json").read_text()) == {"sparse_threshold": 0.0}
     assert output.err.splitlines()[0].startswith("640 tokens, ")
-
-
-def family_model(family: str, folder: Path) -> Path:
-    if family == "opt":
-        return write_opt(folder / "opt.gguf")
-    if family in FATRELU_THRESHOLDS:
-        values: dict[str, tuple[object, ValueType]] = {
-            "powerinfer.activation": ("fatrelu", ValueType.STRING),
-            "powerinfer.fatrelu_threshold": (FATRELU_THRESHOLDS[family], ValueType.FLOAT32),
-        }
-        return edited_copy(FIXTURES / "relu-llama.powerinfer.gguf", folder / "fat.gguf", values=values)
-    return FIXTURES / f"{FIXTURE_OF[family]}.powerinfer.gguf"
-
-
-def test_recipes_say_whom_they_are_for_and_what_was_seen() -> None:
-    import tomllib
-
-    for path in RECIPES.iterdir():
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
-        assert recipe["family"]
-        assert recipe["models"]
-        assert recipe["measured"]
-        assert set(recipe["options"]) <= set(OPTIONS)
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("", "family is missing"),
-        ("family = ", "no TOML"),
-        ('family = "f"\nmeasured = "m"\n[options]\nranks = 3\n', "unknown key options.ranks"),
-        ('family = "f"\nmeasured = "m"\nspeed = 1\n[options]\n', "unknown key speed"),
-        ('family = "f"\nmeasured = "m"\n[options]\nepochs = "many"\n', "expected int"),
-        ('family = "f"\nmeasured = "m"\n[options]\nepochs = true\n', "expected int"),
-        ('family = "f"\nmeasured = "m"\n[options]\nrank = "big"\n', "options.rank"),
-        ('family = "f"\nmeasured = "m"\noptions = 3\n', "options is 3"),
-        ('family = "\x1b[31m', "no TOML"),
-        (None, "cannot read"),
-    ],
-)
-def test_recipes_that_are_none(content: str | None, reason: str, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / "r.toml").write_text(content)
-    with pytest.raises(FileFormatError, match=reason) as error:
-        read_recipe(tmp_path / "r.toml")
-    assert "\x1b" not in str(error.value)
 
 
 def test_table_and_resumption(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

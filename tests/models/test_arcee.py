@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers_logits import FIXTURES, nmse
-from helpers_models import write_float_tensors
+from helpers_models import write_arcee
 
 from powerinfer_py import LLM
-from powerinfer_py.gguf import GGUFWriter, dequantize, open_gguf
 
 RECORDED = FIXTURES / "llama_cpp"
 TOKENS = json.loads((RECORDED / "manifest.json").read_text(encoding="utf-8"))["tokens"]
@@ -19,25 +18,7 @@ TOKENS = json.loads((RECORDED / "manifest.json").read_text(encoding="utf-8"))["t
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `arcee` recording with down projections a neuron a row and random predictors of rank 16."""
-    path = tmp_path_factory.mktemp("arcee") / "arcee.powerinfer.gguf"
-    rng = np.random.default_rng(7)
-    with open_gguf(RECORDED / "arcee.gguf") as source, GGUFWriter(path, "PWRI") as writer:
-        tensors = {}
-        for name, info in source.tensors.items():
-            rows, cols = (1, *info.shape)[-2:]
-            values = dequantize(source.tensor_data(name), info.ggml_type, rows, cols).reshape(info.shape)
-            if name.endswith("ffn_down.weight"):
-                name, values = name.replace("ffn_down", "ffn_down_t"), np.ascontiguousarray(values.T)
-                n_ff, n_embd = values.shape
-                prefix = name.removesuffix("ffn_down_t.weight")
-                tensors[prefix + "fc1.weight"] = rng.standard_normal((16, n_embd)).astype(np.float32)
-                tensors[prefix + "fc2.weight"] = rng.standard_normal((n_ff, 16)).astype(np.float32)
-            tensors[name] = values
-        for entry in source.entries.values():
-            writer.add_entry(entry)
-        write_float_tensors(writer, tensors)
-    return path
+    return write_arcee(tmp_path_factory.mktemp("arcee") / "arcee.powerinfer.gguf")
 
 
 def logits(path: Path, sparsity: str) -> tuple[np.ndarray, float]:

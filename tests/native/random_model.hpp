@@ -171,11 +171,15 @@ public:
 
     // Notes the content in `results` once the guards are seen to be whole.
     void close(Results& results) {
+        check_guards();
+        results.add(data(), n_);
+    }
+
+    void check_guards() const {
         const auto* bytes = reinterpret_cast<const uint8_t*>(all_.data());
         const size_t end = all_.size() * sizeof(T), guard = kGuard * sizeof(T);
         for (size_t i = 0; i < guard; i++)
             if (bytes[i] != kMark || bytes[end - 1 - i] != kMark) fail("something was written beside an output");
-        results.add(data(), n_);
     }
 
 private:

@@ -295,7 +295,7 @@ def test_numbers_that_are_none(inputs: Path, tmp_path: Path) -> None:
         ({"budget": float("nan")}, "budget is nan"),
         ({"window": 1}, "window is 1"),
         ({"window": 100000}, "the model's context is"),
-        ({"tokens": 100}, "at least 10 windows"),
+        ({"tokens": 100}, "takes at least 10"),
         ({"texts": ()}, "no text"),
         ({"device": "tpu"}, "device 'tpu'"),
     ],

@@ -59,10 +59,25 @@ def test_digest_depends_on_ids_and_cuts(tokenizer: Tokenizer) -> None:
     assert cut_windows(tokenizer, [text], 8).digest in digests
 
 
+def test_texts_of_their_own_to_stop_and_calibrate(tokenizer: Tokenizer) -> None:
+    texts, apart = ["some words " * 30, "more of them " * 30], ["other words " * 40]
+    windows = cut_windows(tokenizer, texts, 16, calibration_texts=apart)
+    n_train = len(cut_windows(tokenizer, texts, 16).ids)
+    assert windows.ids[:n_train] == cut_windows(tokenizer, texts, 16).ids
+    assert windows.ids[n_train:] == cut_windows(tokenizer, apart, 16).ids
+    lengths = [len(window) for window in windows.ids]
+    per_window = [set(part.tolist()) for part in np.split(windows.roles, np.cumsum(lengths)[:-1])]
+    assert per_window[:n_train] == [{Role.TRAIN}] * n_train
+    assert per_window[n_train:][:4] == [{Role.VALIDATION}, {Role.CALIBRATION}] * 2
+    assert windows.digest != cut_windows(tokenizer, [*texts, *apart], 16).digest
+    with pytest.raises(OptionError, match="stopping and calibrating on separate parts takes at least 2"):
+        cut_windows(tokenizer, texts, 16, calibration_texts=["a few words, but enough"])
+
+
 def test_too_short(tokenizer: Tokenizer) -> None:
-    with pytest.raises(OptionError, match=r"at least 10 windows of 32"):
+    with pytest.raises(OptionError, match=r"fills 0 windows of 32 tokens; .* at least 10: "):
         cut_windows(tokenizer, ["a few words"], 32)
-    with pytest.raises(OptionError, match="at most 40 are used"):
+    with pytest.raises(OptionError, match="1 windows of 32 tokens in the 40 tokens that are used"):
         cut_windows(tokenizer, ["word " * 1000], 32, max_tokens=40)
     with pytest.raises(OptionError, match="no room"):
         cut_windows(tokenizer, ["word " * 1000], 1)

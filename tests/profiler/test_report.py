@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from powerinfer_py.errors import OptionError, UnsupportedError
+from powerinfer_py.placement.statistics.counts import ActivationCounts
+from powerinfer_py.placement.statistics.profile import ActivationProfile, ProfiledModel, ProfiledText, ProfileSettings
 from powerinfer_py.profiler import plot
-from powerinfer_py.profiler.counts import ActivationCounts
 from powerinfer_py.profiler.plot import draw_profile, require_matplotlib
-from powerinfer_py.profiler.profile import ActivationProfile, ProfiledModel, ProfiledText, ProfileSettings
 from powerinfer_py.profiler.report import POINTS, curve, layer_figures, overall_figures, report_dict
 
 

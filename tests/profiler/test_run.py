@@ -18,10 +18,16 @@ from powerinfer_py import LLM
 from powerinfer_py.errors import FileFormatError, ModelError, OptionError, PowerInferError
 from powerinfer_py.gguf import ValueType, open_gguf
 from powerinfer_py.gguf.quants import dequantize
-from powerinfer_py.profiler.activations import read_activations
+from powerinfer_py.placement.statistics.layer_files import read_activations
+from powerinfer_py.placement.statistics.profile import (
+    PROFILE_NAME,
+    STATE_NAME,
+    ActivationProfile,
+    merge_profiles,
+    read_profile,
+)
 from powerinfer_py.profiler.chunks import cut_chunks
-from powerinfer_py.profiler.folder import PROFILE_NAME, STATE_NAME, ProfileFolder, read_profile
-from powerinfer_py.profiler.profile import ActivationProfile, merge_profiles
+from powerinfer_py.profiler.folder import ProfileFolder
 from powerinfer_py.profiler.run import ProfilePlan, ProfileRun, plan_profile
 
 MakePlan = Callable[..., ProfilePlan]

@@ -2,96 +2,90 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers_predictable import write_predictable, write_text
+import torch
+from helpers_predictable import N_FF, write_predictable, write_text
+from helpers_scripts import last_line, one_line_error, script
 
-from powerinfer_py.errors import FileFormatError
+from powerinfer_py.predictor.making import Job, make_predictors
 
-ROOT = Path(__file__).parents[2]
-
-
-def tables(folder: Path) -> str:
-    path = ROOT / "predictors" / "write_tables.py"
-    spec = importlib.util.spec_from_file_location("write_tables", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    text: str = module.tables(folder)
-    return text
+COMPARE = script("predictors/compare_methods.py")
+PLOT = script("predictors/plot_recall.py")
+SMALL = ["--rank", "12", "--window", "32", "--tokens", "2000", "--epochs", "2", "--decode", "4", "-t", "1"]
 
 
-def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "predictors" / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+@pytest.fixture(autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
-def test_compare_and_plot(tmp_path: Path) -> None:
+def test_compare_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, text = write_predictable(tmp_path / "model.gguf"), write_text(tmp_path / "text.txt", 1000)
     results = tmp_path / "results.json"
-    settings = ["--rank", "12", "--window", "32", "--tokens", "2000", "--epochs", "2", "--decode", "4"]
-    done = run("compare_methods.py", "-m", model, "-f", text, "-o", results, *settings)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = last_line(COMPARE, ["-m", model, "-f", text, "-o", results, *SMALL], capsys)
     assert result == json.loads(results.read_text())
     totals = result["totals"]
-    assert set(totals) == {"trained", "svd", "sign_bits", "hottest"}
+    assert set(totals) == {"trained", "svd", "sign_bits", "hottest", "hottest_as_svd"}
     for method in ("trained", "svd", "sign_bits"):
         assert totals[method]["recall"] > 0.98
     # A list of the same size knows no token, signs alone know little of it.
-    assert totals["hottest"]["predicted_share"] == pytest.approx(totals["trained"]["predicted_share"], abs=0.005)
-    assert totals["hottest"]["recall"] < totals["trained"]["recall"] - 0.1
+    for hottest, method in (("hottest", "trained"), ("hottest_as_svd", "svd")):
+        assert totals[hottest]["predicted_share"] == pytest.approx(totals[method]["predicted_share"], abs=0.005)
+        assert totals[hottest]["recall"] < totals[method]["recall"] - 0.1
     assert (
         totals["trained"]["predicted_share"] < totals["svd"]["predicted_share"] < totals["sign_bits"]["predicted_share"]
     )
-    assert totals["trained"]["bytes"] == totals["svd"]["bytes"] == 2 * 2 * 12 * (64 + 192)
-    assert totals["sign_bits"]["bytes"] == 2 * 64 * 192 / 8
+    assert totals["trained"]["bytes"] == totals["svd"]["bytes"] == 2 * 2 * 12 * (64 + N_FF)
+    assert totals["sign_bits"]["bytes"] == 2 * 64 * N_FF / 8
     speeds = result["decode_tokens_per_s"]
     assert speeds["sign_bits"] is None
-    assert all(speeds[name] > 0 for name in ("trained", "svd", "hottest", "exact", "dense"))
-
-    written = tables(tmp_path)
-    assert written.count("\n| ") == 5
-    assert f"| trained | {totals['trained']['recall']:.1%} |" in written
-    assert "Without predictors: exact" in written
+    assert all(speeds[name] > 0 for name in ("trained", "svd", "hottest", "hottest_as_svd", "exact", "dense"))
+    assert result["perplexity"] == {}
 
     picture = tmp_path / "recall.png"
-    done = run("plot_recall.py", results, "-o", picture)
-    assert done.returncode == 0, done.stderr
-    ratios = json.loads(done.stdout.splitlines()[-1])
+    ratios = last_line(PLOT, [results, "-o", picture], capsys)
     assert 1 < ratios["trained"] < ratios["sign_bits"]
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("content", ["{}", '{"layers": {"trained": [{"layer": 0}]}}', "no json"])
-def test_plot_of_something_else(content: str, tmp_path: Path) -> None:
-    (tmp_path / "r.json").write_text(content)
-    done = run("plot_recall.py", tmp_path / "r.json", "-o", tmp_path / "p.png")
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-
-
-def test_compare_without_text(tmp_path: Path) -> None:
+def test_held_out_text_and_predictors_made_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = write_predictable(tmp_path / "model.gguf")
-    done = run("compare_methods.py", "-m", model, "-f", tmp_path / "none.txt")
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "none.txt" in done.stderr
+    text, other = write_text(tmp_path / "a.txt", 600), write_text(tmp_path / "b.txt", 300, seed=1)
+    make_predictors(Job(model, (text,), tmp_path / "svd", method="svd", rank=16, window=32, tokens=1000, budget=0.9))
+    made = ["--svd", tmp_path / "svd", "--held-out", other]
+    result = last_line(COMPARE, ["-m", model, "-f", text, *made, *SMALL], capsys)
+    assert result["held_out_tokens"] <= 2000
+    assert result["totals"]["svd"]["bytes"] == 2 * 2 * 16 * (64 + N_FF)
+    neurons = result["layers"]["svd"][0]
+    assert 0 < neurons["fired_share"] < neurons["predicted_share"] < 1
+    perplexity = result["perplexity"]
+    assert set(perplexity) == {"trained", "svd", "hottest", "hottest_as_svd", "exact"}
+    for name, figures in perplexity.items():
+        assert figures["sparsity"] == ("exact" if name == "exact" else "predictor")
+        assert figures["compared"]["sparsity"] == "dense"
+    # In a PWRI file both modes read the same rows in the same order.
+    assert perplexity["exact"]["compared"]["log_perplexity_ratio"]["value"] == 0.0
+    divergence = {name: figures["compared"]["kl_divergence"]["value"] for name, figures in perplexity.items()}
+    assert 0 < divergence["trained"] < divergence["hottest"]
+    torch.save({"fc1.weight": torch.zeros(4, 4), "fc2.weight": torch.zeros(4, 4)}, tmp_path / "svd" / "model_0.pt")
+    arguments = ["-m", model, "-f", text, *made, *SMALL]
+    assert "does not fit" in one_line_error(COMPARE, arguments, capsys)
 
 
-def test_the_readme_has_the_tables_of_its_results() -> None:
-    assert run("write_tables.py", "--check").returncode == 0
+@pytest.mark.parametrize("content", ["{}", '{"layers": {"trained": [{"layer": 0}]}}', "no json"])
+def test_plot_of_something_else(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.json").write_text(content)
+    one_line_error(PLOT, [tmp_path / "r.json", "-o", tmp_path / "p.png"], capsys)
 
 
-def test_tables_of_something_else(tmp_path: Path) -> None:
-    assert tables(tmp_path) == "No results yet.\n"
-    (tmp_path / "r.json").write_text("{}")
-    with pytest.raises(FileFormatError, match="compare_methods"):
-        tables(tmp_path)
+def test_compare_without_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_predictable(tmp_path / "model.gguf")
+    assert "none.txt" in one_line_error(COMPARE, ["-m", model, "-f", tmp_path / "none.txt"], capsys)
+    assert "rank 3" in one_line_error(COMPARE, ["-m", model, "-f", model, "--rank", "3"], capsys)

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from powerinfer_py.cli.command import run_command, version_line
+from powerinfer_py.cli.predictor_size import rank, share
 
 PROG = "powerinfer-convert"
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
@@ -27,6 +28,7 @@ examples:
   powerinfer-convert SmolLM2-135M --dense --outtype q8_0       an ordinary GGUF file
   powerinfer-convert relu.gguf predictors --activation relu    from a dense GGUF file, no checkpoint needed
   powerinfer-convert model.powerinfer.gguf --dense             and back again
+  powerinfer-convert ReluLLaMA-7B --predictor svd              predictors from the weights alone, no text, no training
   powerinfer-convert ReluLLaMA-7B --dry-run                    what would be written
   powerinfer-convert --print-supported-models
 """
@@ -57,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dense", action="store_true", help="write an ordinary GGUF file: no predictors, down projections as they are"
     )
+    _add_predictor_options(parser.add_argument_group("predictors made on the way"))
     parser.add_argument("--vocab-only", action="store_true", help="write the keys and the vocabulary, no weights")
     parser.add_argument("--pre", metavar="NAME", help="name of the pre-tokenizer, instead of recognising its rules")
     parser.add_argument(
@@ -92,11 +95,43 @@ def _run(argv: Sequence[str] | None) -> int:
         return 0
     if not 1 <= len(arguments.paths) <= 2:
         parser.error("name a MODEL and at most one PREDICTOR_DIR, or --print-supported-models")
+    if (complaint := _misuse(arguments)) is not None:
+        parser.error(complaint)
     # numpy takes 0.1 s to import, in which Ctrl-C already ends the command quietly.
     from powerinfer_py.cli.convert.execution import execute
 
     execute(arguments)
     return 0
+
+
+def _add_predictor_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--predictor", choices=("svd",), help="make predictors by truncated SVD of the rows that decide who fires"
+    )
+    group.add_argument(
+        "--predictor-rank", metavar="auto|N", type=rank, help="hidden units of a layer, even, or auto (default)"
+    )
+    group.add_argument(
+        "--predictor-budget",
+        metavar="SHARE",
+        type=share,
+        help="of the model's bytes, all predictors together in F16 (default: 10%%)",
+    )
+
+
+def _misuse(arguments: argparse.Namespace) -> str | None:
+    """What is wrong with the combination of flags."""
+    if arguments.predictor is None:
+        given = arguments.predictor_rank is not None or arguments.predictor_budget is not None
+        return "--predictor-rank and --predictor-budget belong to --predictor svd" if given else None
+    for given, name in (
+        (len(arguments.paths) > 1, "a PREDICTOR_DIR"),
+        (arguments.dense, "--dense"),
+        (arguments.vocab_only, "--vocab-only"),
+    ):
+        if given:
+            return f"--predictor svd and {name} exclude each other"
+    return None
 
 
 def _positive(text: str) -> int:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from powerinfer_py.cli.progress import byte_progress
 from powerinfer_py.cli.streams import remark
@@ -23,9 +24,10 @@ from powerinfer_py.convert.checkpoint_source import (
 )
 from powerinfer_py.convert.gguf_source import plan_gguf, refuse_source_as_target
 from powerinfer_py.convert.output import OutputTensor, total_bytes, write_model
+from powerinfer_py.convert.predictor_tensors import PredictorSource
 from powerinfer_py.convert.regular_file import open_regular
 from powerinfer_py.errors import FileFormatError, OptionError, printable
-from powerinfer_py.gguf import MetadataEntry
+from powerinfer_py.gguf import MetadataEntry, open_gguf
 from powerinfer_py.gguf.quantisation import Quantizer
 
 _MAGICS = (b"GGUF", b"PWRI")
@@ -78,9 +80,43 @@ def make_plan(arguments: argparse.Namespace, quantise: Quantizer) -> Plan:
         raise OptionError("an empty file name")
     model = Path(arguments.paths[0])
     predictors = Path(arguments.paths[1]) if len(arguments.paths) > 1 else None
+    made = None if arguments.predictor is None else _svd_predictors(arguments, model, quantise)
     if is_model_file(model):
-        return _plan_gguf(arguments, model, predictors, quantise)
-    return _plan_checkpoint(arguments, model, predictors, quantise)
+        return _plan_gguf(arguments, model, predictors, made, quantise)
+    return _plan_checkpoint(arguments, model, predictors, made, quantise)
+
+
+def _svd_predictors(arguments: argparse.Namespace, model: Path, quantise: Quantizer) -> PredictorSource:
+    """Predictors from the rows of the model as it would be in F32; those rows are read when it is their turn."""
+    # torch takes a second to import, which conversions without predictors need not wait for.
+    from powerinfer_py.predictor.row_source import bytes_without_predictors, source_of_plan
+    from powerinfer_py.predictor.untrained import DEFAULT_BUDGET, SvdPredictors
+
+    if is_model_file(model):
+        _, metadata, tensors = plan_gguf(
+            model, None, outtype="f32", dense=False, **_stated_activation(arguments), quantise=quantise
+        )
+        with open_gguf(model) as file:
+            n_bytes = bytes_without_predictors(file)
+    else:
+        _, metadata, tensors = plan_checkpoint(model, None, CheckpointOptions("f32"), quantise=quantise)
+        # As in F16, the type that predictors are counted in.
+        n_bytes = total_bytes(tensors) // 2
+    return SvdPredictors(
+        source_of_plan(metadata, tensors, n_bytes),
+        hidden_units=None if arguments.predictor_rank == "auto" else arguments.predictor_rank,
+        budget=DEFAULT_BUDGET if arguments.predictor_budget is None else arguments.predictor_budget,
+        remark=remark,
+    )
+
+
+def _stated_activation(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says of a GGUF model's activation, as keywords of `plan_gguf`."""
+    name = arguments.activation
+    return {
+        "activation": None if name is None else Activation(name),
+        "fatrelu_threshold": arguments.fatrelu_threshold,
+    }
 
 
 def is_model_file(path: Path) -> bool:
@@ -98,7 +134,13 @@ def is_model_file(path: Path) -> bool:
     return True
 
 
-def _plan_gguf(arguments: argparse.Namespace, model: Path, predictors: Path | None, quantise: Quantizer) -> Plan:
+def _plan_gguf(
+    arguments: argparse.Namespace,
+    model: Path,
+    predictors: Path | None,
+    made: PredictorSource | None,
+    quantise: Quantizer,
+) -> Plan:
     for given, name in ((arguments.vocab_only, "--vocab-only"), (arguments.pre is not None, "--pre")):
         if given:
             raise OptionError(f"{name} is for checkpoints; change the keys of a GGUF file with powerinfer-metadata")
@@ -112,15 +154,21 @@ def _plan_gguf(arguments: argparse.Namespace, model: Path, predictors: Path | No
         predictors,
         outtype=arguments.outtype,
         dense=arguments.dense,
-        activation=None if arguments.activation is None else Activation(arguments.activation),
-        fatrelu_threshold=arguments.fatrelu_threshold,
+        **_stated_activation(arguments),
+        predictors=made,
         quantise=quantise,
         remark=remark,
     )
     return Plan(outfile, magic, metadata, tensors)
 
 
-def _plan_checkpoint(arguments: argparse.Namespace, model: Path, predictors: Path | None, quantise: Quantizer) -> Plan:
+def _plan_checkpoint(
+    arguments: argparse.Namespace,
+    model: Path,
+    predictors: Path | None,
+    made: PredictorSource | None,
+    quantise: Quantizer,
+) -> Plan:
     if arguments.activation is not None or arguments.fatrelu_threshold is not None:
         raise OptionError("--activation and --fatrelu-threshold are for GGUF files; a checkpoint's config.json says it")
     _refuse_unknown_pre_tokenizer(arguments.pre)
@@ -128,7 +176,9 @@ def _plan_checkpoint(arguments: argparse.Namespace, model: Path, predictors: Pat
     outfile = Path(arguments.outfile) if arguments.outfile is not None else default_outfile(model, options)
     refuse_part_as_target(model, outfile)
     refuse_part_as_target(predictors, outfile)
-    magic, metadata, tensors = plan_checkpoint(model, predictors, options, quantise=quantise, remark=remark)
+    magic, metadata, tensors = plan_checkpoint(
+        model, predictors, options, predictors=made, quantise=quantise, remark=remark
+    )
     return Plan(outfile, magic, metadata, tensors)
 
 

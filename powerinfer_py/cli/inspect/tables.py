@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +11,7 @@ from rich.text import Text
 from powerinfer_py.cli.inspect.gpu_index import GpuIndexReport
 from powerinfer_py.cli.inspect.inspection import Inspection, MetadataLine, Share
 from powerinfer_py.errors import printable
+from powerinfer_py.gguf.tensor_check import TensorFault
 
 # Width of the tables where the output is no terminal.
 _FILE_WIDTH = 120
@@ -38,6 +39,20 @@ def print_inspection(inspection: Inspection, *, tensors: bool) -> None:
         console.print(make_table("Metadata", (("key", "left"), ("type", "left"), ("value", "left")), rows))
     if tensors:
         _print_tensors(console, inspection)
+
+
+def print_faults(faults: Sequence[TensorFault]) -> None:
+    """One line for each kind of fault in a tensor, or that there is none."""
+    console = make_console()
+    if not faults:
+        console.print("Check of tensors: nothing found")
+        return
+    rows = (
+        (fault.tensor, fault.fault, f"{fault.n} {'blocks' if fault.in_blocks else 'weights'}", str(fault.first))
+        for fault in faults
+    )
+    columns = (("tensor", "left"), ("fault", "left"), ("how many", "right"), ("first", "right"))
+    console.print(make_table("Check of tensors", columns, rows))
 
 
 def make_console() -> Console:

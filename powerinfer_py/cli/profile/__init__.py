@@ -8,9 +8,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from powerinfer_py.cli.cache_types import add_cache_options
 from powerinfer_py.cli.command import run_command, version_line
 
 PROG = "powerinfer-profile"
+# What a recipe may set.
+RECIPE_OPTIONS: dict[str, tuple[type, ...]] = {
+    "tokens": (int,),
+    "ctx_size": (int,),
+    "batch_size": (int,),
+    "cache_type_k": (str,),
+    "cache_type_v": (str,),
+}
+DEFAULT_BATCH = 512
 _DESCRIPTION = """\
 Count how often each neuron of a model with a ReLU-type FFN fires on a text, in exact mode. The counts tell
 powerinfer-gpuidx and powerinfer-run which neurons belong on the GPU.
@@ -21,6 +31,7 @@ _EPILOG = """\
 examples:
   powerinfer-profile -m model.powerinfer.gguf                        the built-in text; activation/ beside the model
   powerinfer-profile -m model.powerinfer.gguf -f a.txt b.txt -o out/
+  powerinfer-profile -m model.powerinfer.gguf -f a.txt --recipe profiling/recipes/relu_llama.toml
   zcat corpus.gz | powerinfer-profile -m model.powerinfer.gguf -f - --tokens 200000
   powerinfer-profile --merge out-1/ out-2/ out-3/ -o activation/     runs over different texts become one
   powerinfer-profile -m model.powerinfer.gguf --plot hot.png --json
@@ -52,15 +63,17 @@ def build_parser() -> argparse.ArgumentParser:
         action="extend",
         help="UTF-8 text files, - for standard input (default: six chapters of a novel that come with the package)",
     )
+    parser.add_argument("--recipe", metavar="TOML", help="a model family's defaults for the options below")
     parser.add_argument("-o", "--output", metavar="DIR", help="folder to write (default: activation/ beside the model)")
     parser.add_argument("--tokens", metavar="N", type=count, help="stop after N tokens of text (default: all)")
     parser.add_argument(
         "-c", "--ctx-size", metavar="N", type=count, help="tokens a chunk (default: 512, or the model's if less)"
     )
     parser.add_argument(
-        "-b", "--batch-size", metavar="N", type=count, default=512, help="most tokens of one forward (default: 512)"
+        "-b", "--batch-size", metavar="N", type=count, help=f"most tokens of one forward (default: {DEFAULT_BATCH})"
     )
     parser.add_argument("-t", "--threads", metavar="N", type=count, help="CPU threads (default: physical cores)")
+    add_cache_options(parser)
     parser.add_argument("--activation", metavar="NAME", help="activation function, over what the file implies")
     parser.add_argument(
         "--merge", metavar="DIR", nargs="+", help="instead of running a model, add up the statistics of these folders"
@@ -101,6 +114,6 @@ def _misuse(arguments: argparse.Namespace) -> str | None:
         return "--same-text belongs to --merge" if arguments.same_text else None
     if arguments.output is None:
         return "--merge needs the folder to write, -o DIR"
-    running = ("model", "file", "tokens", "ctx_size", "threads", "activation")
+    running = ("model", "file", "recipe", *RECIPE_OPTIONS, "threads", "activation")
     given = next((name for name in running if getattr(arguments, name) is not None), None)
     return None if given is None else f"--merge runs no model: --{given.replace('_', '-')} has no meaning with it"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+from powerinfer_py.cli.profile import DEFAULT_BATCH, RECIPE_OPTIONS
 from powerinfer_py.cli.profile.output import print_json, print_report, print_timing
 from powerinfer_py.cli.progress import byte_progress, step_progress
+from powerinfer_py.cli.recipe import read_recipe
 from powerinfer_py.cli.streams import remark
 from powerinfer_py.config import RuntimeOptions
 from powerinfer_py.errors import OptionError, printable
+from powerinfer_py.placement.statistics.profile import ActivationProfile, merge_profiles, read_profile
 from powerinfer_py.profiler.documents import CALIBRATION_TEXT, open_documents
-from powerinfer_py.profiler.folder import ProfileFolder, read_profile
+from powerinfer_py.profiler.folder import ProfileFolder
 from powerinfer_py.profiler.plot import draw_profile, require_matplotlib
-from powerinfer_py.profiler.profile import ActivationProfile, merge_profiles
 from powerinfer_py.profiler.run import ProfilePlan, ProfileRun, ProfileTiming, plan_profile
 
 FOLDER_NAME = "activation"
@@ -56,14 +59,11 @@ def _merge(arguments: argparse.Namespace, output: Path) -> ActivationProfile:
 
 
 def _profile(arguments: argparse.Namespace, output: Path) -> tuple[ActivationProfile, ProfileTiming]:
+    settings = _settings(arguments)
+    max_tokens = settings.pop("tokens", None)
     documents = open_documents(arguments.file or [str(CALIBRATION_TEXT)])
-    options = RuntimeOptions(
-        context_length=arguments.ctx_size,
-        batch_size=arguments.batch_size,
-        threads=arguments.threads,
-        activation=arguments.activation,
-    )
-    plan = plan_profile(Path(arguments.model), documents, options, max_tokens=arguments.tokens)
+    options = RuntimeOptions(threads=arguments.threads, activation=arguments.activation, **settings)
+    plan = plan_profile(Path(arguments.model), documents, options, max_tokens=max_tokens)
     run = ProfileRun(plan, ProfileFolder(output, overwrite=arguments.overwrite), tell=remark)
     try:
         profile = _with_bar(run, plan)
@@ -71,6 +71,18 @@ def _profile(arguments: argparse.Namespace, output: Path) -> tuple[ActivationPro
         remark(f"stopped; what was counted is in {printable(str(output))}, and the same command goes on from there")
         raise
     return profile, run.timing
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`tokens`, and keywords of `RuntimeOptions`: the command line's, else the recipe's. Raises OptionError."""
+    values = {} if arguments.recipe is None else read_recipe(Path(arguments.recipe), RECIPE_OPTIONS)
+    given = {name: getattr(arguments, name) for name in RECIPE_OPTIONS}
+    values |= {name: value for name, value in given.items() if value is not None}
+    if values.get("tokens", 1) < 1:
+        raise OptionError(f"the recipe's tokens are {values['tokens']}, expected 1 or more")
+    values["context_length"] = values.pop("ctx_size", None)
+    values.setdefault("batch_size", DEFAULT_BATCH)
+    return values
 
 
 def _with_bar(run: ProfileRun, plan: ProfilePlan) -> ActivationProfile:

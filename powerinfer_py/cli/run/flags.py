@@ -75,7 +75,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             Origin.CHANGED,
             "FILE",
             nonempty_text,
-            shown_default="the default model, where one is installed",
+            shown_default="the demo model that comes with the package",
         ),
         Flag(
             ("-p", "--prompt"),
@@ -297,6 +297,11 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "NAME",
             shown_default="as the file says",
             choices=tuple(name.value for name in Activation),
+        ),
+        Flag(
+            ("--check-tensors",),
+            "before loading, look for NaN, infinities and absurd scales in the file, which end the command by name",
+            Origin.ADDED,
         ),
         Flag(("--mlock",), "keep the model's pages in memory"),
         Flag(("--no-mmap",), "read the file into memory rather than map it"),

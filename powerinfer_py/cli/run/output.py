@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -54,13 +53,12 @@ def note(line: str) -> None:
     remark(line)
 
 
-def print_model(llm: LLM, args: argparse.Namespace, seed: int) -> None:
-    """What was loaded and how it runs, and what became of flags that need a GPU."""
+def print_model(llm: LLM, seed: int) -> None:
+    """What was loaded and how it runs, and where it lies on a GPU."""
     for line in llm.notices:
         note(printable(line, 400))
-    for flag, given in (("--reset-gpu-index", args.reset_gpu_index), ("--disable-gpu-index", args.disable_gpu_index)):
-        if given:
-            note(f"{flag}: there is no device to split for, so it changes nothing")
+    for line in llm.memory_table:
+        note(line)
     name = printable(llm.config.name) if llm.config.name else "unnamed"
     note(f"model {name} ({llm.config.architecture}), sparsity {llm.sparsity}, context {llm.context_length} tokens")
     cache = llm.kv_cache

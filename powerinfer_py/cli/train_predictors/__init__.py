@@ -1,6 +1,6 @@
 """`powerinfer-train-predictors`: makes the predictors of which neurons of a model will fire, from a text.
 
-A parser over `predictor.making.make_predictors`; recipes are read in `recipe.py`, figures printed in `table.py`.
+A parser over `predictor.making.make_predictors`; figures are printed in `table.py`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from powerinfer_py.cli.command import run_command, version_line
+from powerinfer_py.cli.predictor_size import rank, share
 
 if TYPE_CHECKING:
     from powerinfer_py.predictor.making import Job
 
 PROG = "powerinfer-train-predictors"
+# What a recipe may set.
+RECIPE_OPTIONS: dict[str, tuple[type, ...]] = {
+    "method": (str,),
+    "rank": (int, str),
+    "budget": (float, int),
+    "target_recall": (float, int),
+    "tokens": (int,),
+    "window": (int,),
+    "epochs": (int,),
+    "learning_rate": (float, int),
+    "batch": (int,),
+    "seed": (int,),
+}
 _EXAMPLES = """\
 examples:
   powerinfer-train-predictors -m model.gguf -f text.txt -o predictor/
@@ -29,7 +43,8 @@ examples:
         put them into a model file
 
 Stopped at any moment, the same command goes on where it was. Which tokens train, stop the training and calibrate is
-decided by windows: of every ten, eight, one and one.
+decided by windows: of every ten, eight, one and one; with --calibrate all of -f trains, and its windows do the rest in
+turn. A model fires otherwise on text that it learned by heart, so calibrate it on text it has not seen.
 """
 
 
@@ -46,6 +61,14 @@ def build_parser() -> argparse.ArgumentParser:
     files = parser.add_argument_group("files")
     files.add_argument("-m", "--model", type=Path, required=True, help="GGUF or PowerInfer file; F16 gives the best")
     files.add_argument("-f", "--file", type=Path, nargs="+", required=True, metavar="TEXT", help="UTF-8 text files")
+    files.add_argument(
+        "--calibrate",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="text files to stop and to calibrate on, unseen by the model if possible (default: parts of -f)",
+    )
     files.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="folder to fill")
     files.add_argument("--recipe", type=Path, metavar="TOML", help="file with defaults for the options below")
     _add_settings(parser.add_argument_group("settings"))
@@ -65,15 +88,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def job_from(arguments: argparse.Namespace) -> Job:
     """What the command line asks for. Raises OptionError for values out of range and for recipes that are none."""
-    from powerinfer_py.cli.train_predictors.recipe import OPTIONS, read_recipe
-    from powerinfer_py.errors import OptionError
+    from powerinfer_py.cli.recipe import read_recipe
+    from powerinfer_py.errors import OptionError, printable
     from powerinfer_py.predictor.making import GIB, Job
     from powerinfer_py.predictor.training import TrainingOptions
 
-    recipe = {} if arguments.recipe is None else read_recipe(arguments.recipe)
-    given: dict[str, Any] = {name: getattr(arguments, name) for name in OPTIONS}
+    recipe = {} if arguments.recipe is None else read_recipe(arguments.recipe, RECIPE_OPTIONS)
+    given: dict[str, Any] = {name: getattr(arguments, name) for name in RECIPE_OPTIONS}
     values = recipe | {name: value for name, value in given.items() if value is not None}
-    if values.get("rank") == "auto":
+    rank_value = values.get("rank")
+    if isinstance(rank_value, str) and rank_value != "auto":
+        raise OptionError(f"the recipe's rank is '{printable(rank_value)}', expected \"auto\" or a number")
+    if rank_value == "auto":
         values["rank"] = None
     training = {name: values.pop(name) for name in TrainingOptions.__dataclass_fields__ if name in values}
     if arguments.max_disk is not None:
@@ -84,6 +110,7 @@ def job_from(arguments: argparse.Namespace) -> Job:
         model=arguments.model,
         texts=tuple(arguments.file),
         output=arguments.output,
+        calibration_texts=tuple(arguments.calibrate),
         device=arguments.device or "cpu",
         threads=arguments.threads,
         training=TrainingOptions(**training),
@@ -93,9 +120,9 @@ def job_from(arguments: argparse.Namespace) -> Job:
 
 def _add_settings(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--method", choices=("trained", "svd"), help="default trained; svd needs no training")
-    group.add_argument("--rank", type=_rank, metavar="auto|N", help="hidden units of a layer (default auto: by need)")
+    group.add_argument("--rank", type=rank, metavar="auto|N", help="hidden units of a layer (default auto: by need)")
     group.add_argument(
-        "--budget", type=_share, metavar="SHARE", help="of the model's bytes, all predictors together (default 10%%)"
+        "--budget", type=share, metavar="SHARE", help="of the model's bytes, all predictors together (default 10%%)"
     )
     group.add_argument("--target-recall", type=float, metavar="R", help="share of firing neurons named (default 0.99)")
     group.add_argument("--tokens", type=int, metavar="N", help="tokens of the text at most (default: all)")
@@ -125,19 +152,3 @@ def _run(argv: Sequence[str] | None) -> int:
 
     print_report(report)
     return 0
-
-
-def _rank(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise argparse.ArgumentTypeError(f"expected auto or a whole number, not {text!r}")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    """`0.1` or `10%`."""
-    try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a share such as 0.1 or 10%, not {text!r}") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 import helpers_gguf_bytes as b
 import numpy as np
 import pytest
+from helpers_models import edited_copy
 
 from powerinfer_py.cli import inspect
 from powerinfer_py.cli.inspect.inspection import inspect_file, part_of
@@ -243,3 +244,29 @@ def test_inspecting_needs_no_torch() -> None:
         f"inspect.main([{str(FIXTURES / 'bamboo.powerinfer.gguf')!r}]); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def with_nan(folder: Path) -> Path:
+    """The small model of the fixtures with NaN in one scale of a layer."""
+
+    def edit(name: str, data: np.ndarray) -> np.ndarray:
+        if name == "blk.1.ffn_up.weight":
+            data[36:38] = 0xFF
+        return data
+
+    return edited_copy(FIXTURES / "bamboo.q4.powerinfer.gguf", folder / "nan.gguf", edit)
+
+
+def test_check_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = str(FIXTURES / "bamboo.q4.powerinfer.gguf"), str(with_nan(tmp_path))
+    assert inspect.main(["--check-tensors", good]) == 0
+    assert "nothing found" in capsys.readouterr().out
+    assert inspect.main(["--check-tensors", bad]) == 1
+    out = capsys.readouterr().out
+    assert "blk.1.ffn_up.weight" in out
+    assert "NaN" in out
+    assert inspect.main(["--check-tensors", "--json", bad]) == 1
+    faults = json.loads(capsys.readouterr().out)["tensor_faults"]
+    assert faults == [{"tensor": "blk.1.ffn_up.weight", "fault": "NaN", "n": 1, "first": 2, "in_blocks": True}]
+    assert inspect.main(["--json", bad]) == 0
+    assert "tensor_faults" not in json.loads(capsys.readouterr().out)

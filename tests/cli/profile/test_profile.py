@@ -7,12 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers_families import FAMILIES, family_model
 
 from powerinfer_py.cli import profile
+from powerinfer_py.cli.recipe import read_recipe
+from powerinfer_py.placement.statistics.profile import ProfileSettings, read_profile
 from powerinfer_py.profiler import plot
 from powerinfer_py.profiler.documents import CALIBRATION_TEXT
-from powerinfer_py.profiler.folder import read_profile
 
+RECIPES = Path(__file__).parents[3] / "profiling" / "recipes"
 FAST = ["-c", "64", "-t", "1"]
 
 
@@ -63,6 +66,56 @@ def test_json_and_merge(model: Path, texts: list[str], tmp_path: Path, capsys: p
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err.count("\n") == 1
+
+
+def test_cache_types_are_part_of_a_run(
+    model: Path, texts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text, options in (("f16", texts[0], []), ("q8_0", texts[1], ["-ctk", "q8_0", "--cache-type-v", "q8_0"])):
+        assert profile.main(["-m", str(model), "-f", text, "-o", str(tmp_path / name), *options, *FAST]) == 0
+    settings = [read_profile(tmp_path / name).settings for name in ("f16", "q8_0")]
+    assert [(each.cache_type_k, each.cache_type_v) for each in settings] == [("f16", "f16"), ("q8_0", "q8_0")]
+    # The folder is of a run with another cache.
+    assert profile.main(["-m", str(model), "-f", texts[1], "-o", str(tmp_path / "q8_0"), *FAST]) == 1
+    capsys.readouterr()
+    sources = [str(tmp_path / "f16"), str(tmp_path / "q8_0")]
+    assert profile.main(["--merge", *sources, "-o", str(tmp_path / "merged")]) == 1
+    assert "cache_type_k is f16 in the first and q8_0 in another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_recipe_runs_on_its_familys_fixture(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A recipe is for full size: fewer tokens make it fit a fixture, all else is the recipe's."""
+    recipe = RECIPES / f"{family}.toml"
+    command = ["-m", str(family_model(family, tmp_path)), "--recipe", str(recipe), "-o", str(tmp_path / "out")]
+    options = read_recipe(recipe, profile.RECIPE_OPTIONS)
+    # The fixtures have a context of 256.
+    small = ["-c", "64"] if options["ctx_size"] > 256 else []
+    assert profile.main([*command, *small, "--tokens", "70", "-t", "1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["tokens"] == 70
+    context = 64 if small else options["ctx_size"]
+    assert report["settings"]["context"] == context
+    assert report["settings"]["batch_size"] == min(context, options["batch_size"])
+    assert 0 < report["overall"]["silent"] < 1
+
+
+def test_the_command_line_goes_before_the_recipe(model: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    about = 'family = "f"\nmeasured = "not run"\n[options]\n'
+    recipe.write_text(about + 'tokens = 50\nctx_size = 32\nbatch_size = 8\ncache_type_k = "q8_0"\n')
+    command = ["-m", str(model), "--recipe", str(recipe), "-t", "1"]
+    assert profile.main([*command, "-o", str(tmp_path / "a")]) == 0
+    found = read_profile(tmp_path / "a")
+    assert (found.n_tokens, found.settings) == (50, ProfileSettings(32, 8, cache_type_k="q8_0"))
+    assert profile.main([*command, "-o", str(tmp_path / "b"), "--tokens", "20", "-c", "16", "-ctk", "f16"]) == 0
+    found = read_profile(tmp_path / "b")
+    assert (found.n_tokens, found.settings) == (20, ProfileSettings(16, 8))
+    for wrong in ("tokens = 0\n", "batch_size = -1\n", 'cache_type_v = "q2"\n', "layers = 3\n"):
+        recipe.write_text(about + wrong)
+        assert profile.main([*command, "-o", str(tmp_path / "c")]) == 1
 
 
 def test_plot(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,10 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers_fake_llm import BOS, FakeLLM, Runner
+from helpers_models import edited_copy
 
 from powerinfer_py.cli import run
 from powerinfer_py.cli.run import execution
@@ -31,9 +33,10 @@ def test_text_alone_goes_to_standard_output(runner: Runner) -> None:
     assert llm.closed
     lines = outcome.err.splitlines()
     assert lines[0] == "a notice"
-    assert lines[1] == r"model Fake\x1b[31m (llama), sparsity dense, context 200 tokens"
-    assert lines[2] == "KV cache f16, 3.0 MiB for 1 x 200 tokens"
-    assert lines[3] == "seed 5"
+    assert lines[1] == "GPU memory: a line"
+    assert lines[2] == r"model Fake\x1b[31m (llama), sparsity dense, context 200 tokens"
+    assert lines[3] == "KV cache f16, 3.0 MiB for 1 x 200 tokens"
+    assert lines[4] == "seed 5"
     assert lines[-1] == "prompt 3 tokens"
 
 
@@ -292,10 +295,10 @@ def test_errors_are_one_line_and_code_1(runner: Runner, argv: list[str], stdin: 
     assert message in outcome.err.splitlines()[-1]
 
 
-def test_gpu_index_flags_say_that_there_is_no_device(runner: Runner) -> None:
-    err = runner(FakeLLM(), "-p", "a", "--reset-gpu-index", "--disable-gpu-index").err
-    assert "--reset-gpu-index: there is no device" in err
-    assert "--disable-gpu-index: there is no device" in err
+def test_notices_and_the_table_of_memory_go_to_standard_error(runner: Runner) -> None:
+    done = runner(FakeLLM(), "-p", "a")
+    assert "a notice\nGPU memory: a line\n" in done.err
+    assert "line" not in done.out
 
 
 def test_without_a_model_the_default_one_or_advice(
@@ -317,3 +320,20 @@ def test_without_a_model_the_default_one_or_advice(
     capsys.readouterr()
     assert run.main(["-p", "a"]) == 1
     assert "name a file with -m" in capsys.readouterr().err
+
+
+def test_check_tensors_ends_the_command_by_name(
+    fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def edit(name: str, data: np.ndarray) -> np.ndarray:
+        return np.full_like(data, 0xFF) if name == "blk.1.attn_norm.weight" else data
+
+    good = fixtures / "bamboo.q4.powerinfer.gguf"
+    bad = edited_copy(good, tmp_path / "nan.gguf", edit)
+    argv = ["-p", "Hello", "-n", "1", "-t", "1", "--check-tensors", "-m"]
+    assert run.main([*argv, str(good)]) == 0
+    capsys.readouterr()
+    assert run.main([*argv, str(bad)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "blk.1.attn_norm.weight: 64 NaN weights, the first is 0" in captured.err.splitlines()[-1]

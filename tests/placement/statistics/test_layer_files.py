@@ -9,7 +9,7 @@ import torch
 from helpers_logits import FIXTURES
 
 from powerinfer_py.errors import PowerInferError
-from powerinfer_py.profiler.activations import captured_shares, read_activations
+from powerinfer_py.placement.statistics.layer_files import captured_shares, read_activations
 
 FOLDER = FIXTURES / "relu-llama-activation"
 

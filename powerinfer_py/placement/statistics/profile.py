@@ -17,11 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from powerinfer_py.config import ModelConfig
+from powerinfer_py.config import CacheType, ModelConfig
 from powerinfer_py.errors import FileFormatError, ModelError, OptionError, printable
-from powerinfer_py.profiler.counts import ActivationCounts, Counts
+from powerinfer_py.placement.statistics.counts import ActivationCounts, Counts
+from powerinfer_py.placement.statistics.layer_files import read_activations
 
 FORMAT = "powerinfer-py activation statistics, version 1"
+PROFILE_NAME = "activation.safetensors"
+STATE_NAME = "activation.state"
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,13 @@ class ProfiledText:
 
 @dataclass(frozen=True)
 class ProfileSettings:
-    """How tokens were run: the mode, tokens a chunk, and most tokens of one forward."""
+    """How tokens were run: the mode, tokens a chunk, most tokens of one forward, and how the KV cache stores them."""
 
     context: int
     batch_size: int
     mode: str = "exact"
+    cache_type_k: str = CacheType.F16.value
+    cache_type_v: str = CacheType.F16.value
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +154,25 @@ def decode_profile(path: Path) -> ActivationProfile:
         raise FileFormatError("is damaged: its description cannot be read", path=path) from None
     if (fault := _fault(profile)) is not None:
         raise FileFormatError(fault, path=path)
+    return profile
+
+
+def read_profile(folder: Path) -> ActivationProfile:
+    """The finished statistics in a folder.
+
+    Raises FileFormatError where there are none, where they are damaged, and where the `.pt` files hold other counts.
+    """
+    path = folder / PROFILE_NAME
+    if not path.is_file():
+        unfinished = (folder / STATE_NAME).is_file()
+        what = f"an unfinished run: {STATE_NAME} without {PROFILE_NAME}" if unfinished else f"no {PROFILE_NAME}"
+        raise FileFormatError(f"holds {what}", path=folder)
+    profile = decode_profile(path)
+    # The layers' files are the statistics that PowerInfer and gpuidx solvers read.
+    counts = read_activations(folder, profile.model.n_layer, profile.model.n_ff)
+    for layer, fired in enumerate(profile.counts.fired):
+        if not np.array_equal(counts[layer], fired.astype(np.float64)):
+            raise FileFormatError(f"activation_{layer}.pt holds other counts than {PROFILE_NAME}", path=folder)
     return profile
 
 

@@ -1,0 +1,65 @@
+// The CPU's part of a split layer as Python prepares it: jobs over addresses, and the functions that a stream calls.
+#include <nanobind/stl/tuple.h>
+
+#include <memory>
+#include <tuple>
+
+#include "bindings.hpp"
+#include "cold_worker.hpp"
+
+namespace powerinfer {
+
+namespace {
+
+// A job with what it needs to stay alive; its address is what the host functions are given.
+struct BoundColdJob {
+    std::unique_ptr<ColdJob> job;
+    nb::object worker, kernels, block;
+
+    uintptr_t address() const { return reinterpret_cast<uintptr_t>(job.get()); }
+
+    std::tuple<int64_t, int64_t, int64_t, int64_t> take_counts() {
+        return {job->counts[0].exchange(0), job->counts[1].exchange(0), job->counts[2].exchange(0),
+                job->counts[3].exchange(0)};
+    }
+};
+
+void job_init(BoundColdJob* self, nb::object worker, nb::object kernels, nb::object block, uintptr_t h, uintptr_t bits,
+              uintptr_t y, int64_t n_tokens) {
+    require(n_tokens > 0 && n_tokens < (int64_t{1} << 31), "the number of tokens must be in [1, 2^31)");
+    require(h != 0 && y != 0 && h != y, "h and y must be two places");
+    auto job = std::make_unique<ColdJob>();
+    job->worker = &nb::cast<ColdWorker&>(worker);
+    job->executor = &executor_of(kernels);
+    job->block = nb::cast<const FeedForwardBlock&>(block).job;
+    job->h = reinterpret_cast<const float*>(h);
+    job->bits = reinterpret_cast<const uint8_t*>(bits);
+    job->y = reinterpret_cast<float*>(y);
+    job->n_tokens = n_tokens;
+    if (bits) job->mask.resize(static_cast<size_t>(n_tokens * job->block.n_ff));
+    new (self) BoundColdJob{std::move(job), worker, kernels, block};
+}
+
+using HostFunction = void (*)(void*) noexcept;
+
+uintptr_t address_of(HostFunction function) { return reinterpret_cast<uintptr_t>(function); }
+
+}  // namespace
+
+void bind_cold_worker(nb::module_& m) {
+    nb::class_<ColdWorker>(m, "ColdWorker")
+        .def(nb::init<>())
+        .def("wait", &ColdWorker::wait, nb::call_guard<nb::gil_scoped_release>())
+        .def("take_error", &ColdWorker::take_error);
+    nb::class_<BoundColdJob>(m, "ColdJob")
+        .def("__init__", &job_init, nb::arg("worker"), nb::arg("kernels"), nb::arg("block"), nb::arg("h"),
+             nb::arg("bits"), nb::arg("y"), nb::arg("n_tokens"))
+        .def_prop_ro("address", &BoundColdJob::address)
+        .def("take_counts", &BoundColdJob::take_counts);
+    m.def("cold_host_functions", [] {
+        return std::make_tuple(address_of(&powerinfer_cold_submit), address_of(&powerinfer_cold_wait),
+                               address_of(&powerinfer_cold_run));
+    });
+}
+
+}  // namespace powerinfer

@@ -1,0 +1,10 @@
+"""Kernels for a GPU, written in Triton; `kernels.TritonKernels` offers them as the operations of `kernels.interface`.
+
+Importing this package is cheap and needs no Triton: `availability` says whether the rest can be imported and run. Every
+kernel also runs on CPU tensors under Triton's interpreter (`TRITON_INTERPRET=1` before Triton is imported).
+
+What all kernel files keep to: no inline assembly, no libdevice, no atomics, no program that waits for another. Sums are
+cut into tiles whose size is fixed when a kernel is launched and combined in one order, so that a call repeats bit for
+bit. A number of tokens is no constant of a compiled kernel, so that a prompt of a new length compiles nothing. Grids do
+not depend on numbers in device memory: programs that find nothing to do leave early.
+"""

@@ -1,0 +1,160 @@
+"""Weight matrices in device memory: the bytes of a GGUF tensor, quants and scales in arrays of their own.
+
+An 18-byte block of Q4_0 starts at an odd multiple of two bytes, so that a thread could load two bytes at once; apart,
+quants are read 16 bytes at once. The number of bytes is the file's. F32, F16, BF16, Q8_0 and Q4_0 are kept as they are;
+every other type is dequantised to F16 here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from powerinfer_py.errors import UnsupportedError
+from powerinfer_py.gguf.quants import dequantize_rows
+from powerinfer_py.gguf.types import GGMLType, row_bytes
+
+Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
+
+STORAGES: dict[GGMLType, str] = {
+    GGMLType.F32: "f32",
+    GGMLType.F16: "f16",
+    GGMLType.BF16: "bf16",
+    GGMLType.Q8_0: "q8_0",
+    GGMLType.Q4_0: "q4_0",
+}
+_VALUE_DTYPES = {
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "q8_0": torch.int8,
+    "q4_0": torch.uint8,
+}
+# Largest magnitude of an integer of a block.
+_LARGEST_QUANT = {"q8_0": 128, "q4_0": 8}
+# Rows are copied in bands of about this many bytes, so that loading takes no second copy of a matrix.
+_BAND_BYTES = 1 << 24
+# Where the largest weight goes when weights are made float16 for tl.dot: its products with the largest activation
+# (below 2^15) and sums of 2^16 of them stay far below the largest float32.
+_LARGEST_HALF = 2.0**14
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceRows:
+    """`Matrix.handle` of these kernels.
+
+    storage: one of `STORAGES`. values: (rows, cols) weights or int8 quants, or for q4_0 uint8 (rows, cols / 2), byte j
+    of a block of 16 holding weight j low and weight j + 16 high. scales: float16 (rows, cols / 32); None: no blocks.
+    half_scale: a power of two; times it, the largest weight is at most 2^14 and a float16 (1 for f32 and f16).
+    """
+
+    storage: str
+    rows: int
+    cols: int
+    values: Tensor
+    scales: Tensor | None
+    half_scale: float
+
+    @property
+    def scales_or_values(self) -> Tensor:
+        """What kernels get as scales; they do not look at it where there are none."""
+        return self.values if self.scales is None else self.scales
+
+
+def upload(
+    ggml_type: GGMLType,
+    rows: int,
+    cols: int,
+    data: npt.NDArray[np.uint8],
+    allocate: Allocate,
+    ids: npt.NDArray[np.integer] | None = None,
+) -> DeviceRows:
+    """Rows of a GGUF tensor on the device, in one allocation of uint8.
+
+    data: uint8 (rows * row_bytes). ids: the rows to take, in their new order; None for all.
+    Raises ValueError for data of another length and IndexError for an id out of range; UnsupportedError where a weight
+    of a type that becomes F16 is too large for it.
+    """
+    n_row = row_bytes(ggml_type, cols)
+    if data.dtype != np.uint8 or data.shape != (rows * n_row,):
+        raise ValueError(f"{data.dtype} data of shape {data.shape}, expected uint8 ({rows * n_row},)")
+    if ids is not None and ids.size and not (ids.min() >= 0 and ids.max() < rows):
+        raise IndexError(f"row ids from {ids.min()} to {ids.max()}, expected 0 to {rows - 1}")
+    storage = STORAGES.get(ggml_type, "f16")
+    n = rows if ids is None else len(ids)
+    values, scales = empty_arrays(storage, n, cols, allocate)
+    largest = 0.0
+    for begin, end in _bands(n, n_row):
+        chosen = slice(begin, end) if ids is None else ids[begin:end]
+        if ggml_type in STORAGES:
+            raw = data.reshape(rows, n_row)[chosen]
+        else:
+            numbers = np.arange(begin, end) if ids is None else ids[begin:end]
+            raw = _as_halves(dequantize_rows(data, ggml_type, rows, cols, numbers), ggml_type)
+        largest = max(largest, _copy_band(storage, np.array(raw), values, scales, begin, end))
+    return DeviceRows(storage, n, cols, values, scales, _half_scale(storage, largest))
+
+
+def empty_arrays(storage: str, n: int, cols: int, allocate: Allocate) -> tuple[Tensor, Tensor | None]:
+    """`values` and `scales` of `n` rows, in one allocation."""
+    dtype = _VALUE_DTYPES[storage]
+    width = cols // 2 if storage == "q4_0" else cols
+    n_values = n * width * dtype.itemsize
+    if storage not in _LARGEST_QUANT:
+        return allocate((n_values,), torch.uint8).view(dtype).view(n, width), None
+    # A row's quants are a multiple of 16 bytes, so that the scales behind them are aligned too.
+    buffer = allocate((n_values + 2 * n * (cols // 32),), torch.uint8)
+    values = buffer[:n_values].view(dtype).view(n, width)
+    return values, buffer[n_values:].view(torch.float16).view(n, cols // 32)
+
+
+def _bands(n: int, n_row: int) -> Iterator[tuple[int, int]]:
+    step = max(1, _BAND_BYTES // max(n_row, 1))
+    for begin in range(0, n, step):
+        yield begin, min(begin + step, n)
+
+
+def _as_halves(values: npt.NDArray[np.float32], ggml_type: GGMLType) -> npt.NDArray[np.uint8]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        halves = values.astype("<f2")
+    if (np.isinf(halves) & np.isfinite(values)).any():
+        raise UnsupportedError(f"a {ggml_type.name} weight is too large for F16, which it becomes on the GPU")
+    return halves.view(np.uint8)
+
+
+def _copy_band(
+    storage: str, raw: npt.NDArray[np.uint8], values: Tensor, scales: Tensor | None, begin: int, end: int
+) -> float:
+    """Rows `raw` (n, bytes) into their places; returns the largest finite magnitude where `_half_scale` needs it."""
+    if not raw.size:
+        return 0.0
+    if scales is None:
+        band = torch.from_numpy(raw).view(values.dtype)
+        values[begin:end].copy_(band)
+        if storage != "bf16":
+            return 0.0
+        return _largest_finite(band.float().numpy())
+    blocks = raw.reshape(end - begin, scales.shape[1], -1)
+    quants = np.ascontiguousarray(blocks[:, :, 2:]).reshape(end - begin, -1)
+    d = np.ascontiguousarray(blocks[:, :, :2]).reshape(end - begin, -1).view("<f2")
+    values[begin:end].copy_(torch.from_numpy(quants).view(values.dtype))
+    scales[begin:end].copy_(torch.from_numpy(d))
+    return _LARGEST_QUANT[storage] * _largest_finite(d.astype(np.float32))
+
+
+def _largest_finite(values: npt.NDArray[np.float32]) -> float:
+    magnitudes = np.abs(values[np.isfinite(values)])
+    return float(magnitudes.max(initial=0.0))
+
+
+def _half_scale(storage: str, largest: float) -> float:
+    if storage in ("f32", "f16") or largest == 0.0:
+        return 1.0
+    # Both the scale and its inverse must be normal float32 numbers.
+    return 2.0 ** min(100, max(-120, math.floor(math.log2(_LARGEST_HALF / largest))))

@@ -1,0 +1,136 @@
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+"""Float32 activations as float16 halves for tl.dot, and what of a stored weight a float16 can hold.
+
+A tensor core multiplies float16 exactly and adds in float32. An activation is first multiplied by a power of two that
+brings the largest of its token to [2^14, 2^15), then written as high + low: 22 bits for everything above 2^-16 of the
+largest, below that an error of 2^-39 of the largest, and nothing overflows. Over random rows of 4,096 F16 weights under
+the interpreter the NMSE against float64 is 5e-14 with both halves and 4e-8 with the high half alone, of which a few
+dozen products in a row would leave little of the 1e-6 that logits may be off by. So F16 and BF16 weights, exact in a
+float16 (BF16 after the power of two that `DeviceRows.half_scale` is), get both. Q8_0 and Q4_0 weights have up to 18
+significant bits and are rounded to 11, and so are their activations: 1e-7 together, a thousandth of llama.cpp's 8 bits.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from powerinfer_py.kernels.triton import launch
+from powerinfer_py.kernels.triton.device_rows import Allocate
+from powerinfer_py.kernels.triton.weight_rows import high_nibbles, low_nibbles, signed_bytes
+
+# Storages whose activations are multiplied in both halves.
+EXACT_STORAGES = ("f16", "bf16")
+
+
+@triton.jit
+def power_of_two_scale(largest):
+    """(scale, 1 / scale): powers of two with largest * scale in [2^14, 2^15), or (1, 1) where that is not finite."""
+    exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 255
+    # Of a tiny number the largest scale whose inverse is a normal number.
+    field = tl.where(exponent == 255, 127, tl.minimum(268 - exponent, 253))
+    scale = (field << 23).to(tl.float32, bitcast=True)
+    return scale, ((254 - field) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def two_halves(scaled):
+    """float16 (high, low) with scaled = high + low. What is not finite is in the high half alone."""
+    high = scaled.to(tl.float16)
+    rest = scaled - high.to(tl.float32)
+    return high, tl.where(rest == rest, rest, 0.0).to(tl.float16)
+
+
+@triton.jit
+def half_tile(
+    values, scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: tl.constexpr, STORAGE: tl.constexpr
+):
+    """Columns start .. start + STEP - 1 of `rows` times half_scale as float16 (ROWS, STEP); of no q4_0. Else 0."""
+    at = start + tl.arange(0, STEP)
+    wanted = keep[:, None] & (at < N)[None, :]
+    if STORAGE == "f16":
+        return tl.load(values + rows[:, None] * N + at[None, :], mask=wanted, other=0.0)
+    if STORAGE == "bf16":
+        w = tl.load(values + rows[:, None] * N + at[None, :], mask=wanted, other=0.0)
+        return (w.to(tl.float32) * half_scale).to(tl.float16)
+    ROWS: tl.constexpr = keep.shape[0]
+    block = start // 32 + tl.arange(0, STEP // 32)
+    inside = keep[:, None] & (block < N // 32)[None, :]  # (ROWS, blocks)
+    place = tl.arange(0, 32)
+    at_weight = block[:, None] * 32 + place[None, :]
+    quants = tl.load(values + rows[:, None, None] * N + at_weight[None, :, :], mask=inside[:, :, None], other=0)
+    d = tl.load(scales + rows[:, None] * (N // 32) + block[None, :], mask=inside, other=0.0)
+    w = signed_bytes(quants) * (d.to(tl.float32) * half_scale)[:, :, None]
+    return tl.reshape(w, (ROWS, STEP)).to(tl.float16)
+
+
+@triton.jit
+def nibble_tiles(values, scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: tl.constexpr):
+    """Blocks of Q4_0 from column `start` times half_scale: float16 (ROWS, STEP / 2) of each block's first 16 weights,
+    and the same of its last 16. Sums over columns take any order, so the two need not be interleaved."""
+    ROWS: tl.constexpr = keep.shape[0]
+    block = start // 32 + tl.arange(0, STEP // 32)
+    inside = keep[:, None] & (block < N // 32)[None, :]  # (ROWS, blocks)
+    at_byte = block[:, None] * 16 + tl.arange(0, 16)[None, :]
+    packed = tl.load(values + rows[:, None, None] * (N // 2) + at_byte[None, :, :], mask=inside[:, :, None], other=0)
+    d = tl.load(scales + rows[:, None] * (N // 32) + block[None, :], mask=inside, other=0.0)
+    scale = (d.to(tl.float32) * half_scale)[:, :, None]
+    low = tl.reshape(low_nibbles(packed) * scale, (ROWS, STEP // 2)).to(tl.float16)
+    high = tl.reshape(high_nibbles(packed) * scale, (ROWS, STEP // 2)).to(tl.float16)
+    return low, high
+
+
+@triton.jit
+def nibble_columns(start, STEP: tl.constexpr):
+    """Column numbers (STEP / 2) of the first of `nibble_tiles`; those of the second are 16 more."""
+    half = tl.arange(0, STEP // 2)
+    return start + (half // 16) * 32 + half % 16
+
+
+@triton.jit
+def split_kernel(x, high, low, inverse, n_listed, N: tl.constexpr, STEP: tl.constexpr, LIMITED: tl.constexpr):
+    """One token's activations as halves. LIMITED: only the first `n_listed[0]` of them; the rest is left alone."""
+    token = tl.program_id(0).to(tl.int64)
+    offsets = tl.arange(0, STEP)
+    end = tl.load(n_listed) if LIMITED else N
+    largest = tl.zeros((STEP,), tl.float32)
+    for start in range(0, N, STEP):
+        at = start + offsets
+        part = tl.abs(tl.load(x + token * N + at, mask=(at < N) & (at < end), other=0.0))
+        # NaN says nothing about the size of the others.
+        largest = tl.where(part > largest, part, largest)
+    scale, backwards = power_of_two_scale(tl.max(largest, axis=0))
+    tl.store(inverse + token, backwards)
+    for start in range(0, N, STEP):
+        at = start + offsets
+        inside = (at < N) & (at < end)
+        part = tl.load(x + token * N + at, mask=inside, other=0.0)
+        first, second = two_halves(part * scale)
+        tl.store(high + token * N + at, first, mask=inside)
+        tl.store(low + token * N + at, second, mask=inside)
+
+
+class Halves:
+    """Activations (T, n) as `split_kernel` leaves them: high and low float16 (T, n), inverse float32 (T)."""
+
+    def __init__(self, x: Tensor, allocate: Allocate, n_listed: Tensor | None = None) -> None:
+        """x: float32 (T, n). n_listed: int32 (1), how many columns count; None for all."""
+        n_tokens, n = x.shape
+        self.high = allocate((n_tokens, n), torch.float16)
+        self.low = allocate((n_tokens, n), torch.float16)
+        self.inverse = allocate((n_tokens,), torch.float32)
+        launch.run(
+            split_kernel,
+            (n_tokens,),
+            warps=4,
+            x=x,
+            high=self.high,
+            low=self.low,
+            inverse=self.inverse,
+            n_listed=x if n_listed is None else n_listed,
+            N=n,
+            STEP=min(2048, launch.next_power_of_2(n)),
+            LIMITED=n_listed is not None,
+        )

@@ -1,0 +1,222 @@
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+"""The first half of a sparse FFN for one or a few tokens: gate, activation and up of the neurons of each token's list.
+
+A program computes the gate rows of its neurons, decides which fired, reads the up rows of those alone, and writes what
+goes into the down projection; a neuron that did not fire has exactly 0. Conditions are negations, so that NaN fires.
+Moves the listed gate rows and the up rows of fired gates, once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from powerinfer_py.config import Activation
+from powerinfer_py.kernels.triton import launch
+from powerinfer_py.kernels.triton.device_rows import DeviceRows
+from powerinfer_py.kernels.triton.weight_rows import row_products
+
+
+@triton.jit
+def first_fired(first, wanted, threshold, ACTIVATION: tl.constexpr):
+    """Which neurons fire as far as their first row says; dReLU's up row is not known yet."""
+    if ACTIVATION == "silu":
+        return wanted
+    if ACTIVATION == "fatrelu":
+        return wanted & ((first < threshold) == 0)
+    return wanted & ((first <= 0.0) == 0)
+
+
+@triton.jit
+def activated(first, fired, ACTIVATION: tl.constexpr):
+    """The activation of `first`, 0 where the neuron did not fire."""
+    if ACTIVATION == "silu":
+        value = first / (1.0 + tl.exp(-first))
+    elif ACTIVATION == "relu2":
+        value = first * first
+    else:
+        value = first
+    return tl.where(fired, value, 0.0)
+
+
+@triton.jit
+def count_program(counted, program, n_first, n_up, n_fired):
+    """A program's own numbers of first and up products and of fired neurons, side by side."""
+    tl.store(counted + program * 3, n_first)
+    tl.store(counted + program * 3 + 1, n_up)
+    tl.store(counted + program * 3 + 2, n_fired)
+
+
+@triton.jit
+def hidden_kernel(
+    x,
+    gate_values,
+    gate_scales,
+    gate_bias,
+    up_values,
+    up_scales,
+    up_bias,
+    ids,
+    counts,
+    mask,
+    hidden,
+    fired_out,
+    counted,
+    n,
+    mask_stride,
+    n_programs,
+    threshold,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    STAGES: tl.constexpr,
+    GATE: tl.constexpr,
+    UP: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_GATE_BIAS: tl.constexpr,
+    HAS_UP_BIAS: tl.constexpr,
+    LISTED: tl.constexpr,
+    MASKED: tl.constexpr,
+    ALL_UP: tl.constexpr,
+    OBSERVED: tl.constexpr,
+):
+    """hidden[t, i] for ROWS entries i of a token's list, or without LISTED for neurons i themselves."""
+    token = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(1)
+    entry = program * ROWS + tl.arange(0, ROWS)
+    if LISTED:
+        count = tl.load(counts + token)
+        if program * ROWS >= count:
+            return
+        keep = entry < count
+        rows = tl.load(ids + token * n + entry, mask=keep, other=0).to(tl.int64)
+    else:
+        keep = entry < n
+        rows = entry.to(tl.int64)
+    wanted = keep
+    if MASKED:
+        wanted = keep & (tl.load(mask + token * mask_stride + rows, mask=keep, other=0) != 0)
+    x += token * N
+    up_rows = 0
+    if GATE == "none":
+        first = row_products(up_values, up_scales, rows, keep, x, N, ROWS, STEP, STAGES, UP)
+        if HAS_UP_BIAS:
+            first += tl.load(up_bias + rows, mask=keep, other=0.0)
+        fired = first_fired(first, wanted, threshold, ACTIVATION)
+        value = activated(first, fired, ACTIVATION)
+    else:
+        first = row_products(gate_values, gate_scales, rows, keep, x, N, ROWS, STEP, STAGES, GATE)
+        if HAS_GATE_BIAS:
+            first += tl.load(gate_bias + rows, mask=keep, other=0.0)
+        fired = first_fired(first, wanted, threshold, ACTIVATION)
+        reads = keep if ALL_UP else fired
+        up_rows = tl.sum(reads.to(tl.int32), axis=0)
+        up = tl.zeros((ROWS,), tl.float32)
+        if up_rows > 0:
+            up = row_products(up_values, up_scales, rows, reads, x, N, ROWS, STEP, STAGES, UP)
+        if HAS_UP_BIAS:
+            up += tl.load(up_bias + rows, mask=reads, other=0.0)
+        if ACTIVATION == "drelu":
+            fired = fired & ((up <= 0.0) == 0)
+        value = tl.where(fired, activated(first, fired, ACTIVATION) * up, 0.0)
+    tl.store(hidden + token * n + entry, value, mask=keep)
+    if OBSERVED:
+        tl.store(fired_out + token * n + rows, fired.to(tl.uint8), mask=keep)
+    count_program(
+        counted,
+        token * n_programs + program,
+        tl.sum(keep.to(tl.int32), axis=0),
+        up_rows,
+        tl.sum(fired.to(tl.int32), axis=0),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Neurons:
+    """gate (None without), up: (n, n_embd), with their biases or None; what makes a neuron fire."""
+
+    gate: DeviceRows | None
+    up: DeviceRows
+    gate_bias: Tensor | None
+    up_bias: Tensor | None
+    activation: Activation
+    fatrelu_threshold: float
+
+
+def row_config_of(neurons: Neurons, device: torch.device) -> launch.RowConfig:
+    """How `hidden_rows` runs; `rows` neurons are a program's, which numbers are counted for."""
+    storages = [m.storage for m in (neurons.gate, neurons.up) if m is not None]
+    # Matrices of two storages share the shorter step.
+    configs = [launch.row_config("hidden", s, neurons.up.rows, neurons.up.cols, device) for s in storages]
+    return min(configs, key=lambda config: config.step)
+
+
+def hidden_rows(
+    neurons: Neurons,
+    x: Tensor,
+    hidden: Tensor,
+    counted: Tensor,
+    *,
+    lists: tuple[Tensor, Tensor] | None,
+    mask: Tensor | None,
+    all_up: bool,
+    fired: Tensor | None,
+) -> None:
+    """hidden: float32 (T, n), in the order of the list where there is one, past its count left alone.
+
+    x: (T, n_embd). lists: ids int32 (T, n) and counts int32 (T), or None for every neuron. mask: bool (T, n) of neurons
+    that may fire, None for those of the list. all_up: read up rows whether or not the gate fired.
+    counted: int32 (T, programs, 3), first and up products and fired neurons of each program that had neurons.
+    fired: bool (T, n), written at listed neurons alone.
+    """
+    n_tokens, n = x.shape[0], neurons.up.rows
+    device = x.device
+    config = row_config_of(neurons, device)
+    n_programs = launch.cdiv(n, config.rows)
+    launch.require(x, "x", torch.float32, (n_tokens, neurons.up.cols), device)
+    launch.require(hidden, "hidden", torch.float32, (n_tokens, n), device)
+    launch.require(counted, "counted", torch.int32, (n_tokens, n_programs, 3), device)
+    launch.require_bias(neurons.gate_bias, n, device)
+    launch.require_bias(neurons.up_bias, n, device)
+    gate = neurons.gate
+    ids, counts = (counted, counted) if lists is None else lists
+    launch.run(
+        hidden_kernel,
+        (n_tokens, n_programs),
+        warps=config.warps,
+        stages=config.stages,
+        x=x,
+        gate_values=neurons.up.values if gate is None else gate.values,
+        gate_scales=neurons.up.values if gate is None else gate.scales_or_values,
+        gate_bias=x if neurons.gate_bias is None else neurons.gate_bias,
+        up_values=neurons.up.values,
+        up_scales=neurons.up.scales_or_values,
+        up_bias=x if neurons.up_bias is None else neurons.up_bias,
+        ids=ids,
+        counts=counts,
+        mask=hidden if mask is None else mask.view(torch.uint8),
+        hidden=hidden,
+        fired_out=hidden if fired is None else fired.view(torch.uint8),
+        counted=counted,
+        n=n,
+        mask_stride=0 if mask is None else mask.stride(0),
+        n_programs=n_programs,
+        threshold=float(neurons.fatrelu_threshold),
+        N=neurons.up.cols,
+        ROWS=config.rows,
+        STEP=config.step,
+        STAGES=config.stages,
+        GATE="none" if gate is None else gate.storage,
+        UP=neurons.up.storage,
+        ACTIVATION=str(neurons.activation),
+        HAS_GATE_BIAS=neurons.gate_bias is not None,
+        HAS_UP_BIAS=neurons.up_bias is not None,
+        LISTED=lists is not None,
+        MASKED=mask is not None,
+        ALL_UP=all_up,
+        OBSERVED=fired is not None,
+    )

@@ -1,0 +1,133 @@
+"""How kernels are launched: sizes of tiles, warps and stages, and the one place every launch goes through.
+
+Nothing is tuned at run time. `RECORDED` holds only what was measured on a device; until something is, the fixed
+fallbacks below serve every shape. They follow from hardware facts, not from measurements:
+- a warp reads 128 bytes at once (32 x 4 bytes), so a tile's rows are read in runs of at least 128 bytes;
+- to keep DRAM busy, some 20 to 40 KB must be in flight on each multiprocessor (bandwidth x latency / processors);
+- a program of 4 warps with tiles of 2 to 4 KB and 3 stages holds 6 to 12 KB, and several run on a multiprocessor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RowConfig:
+    """A kernel that reads whole rows: `rows` a program, `step` weights of each at a time. step: multiple of 32."""
+
+    rows: int
+    step: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """A kernel around `tl.dot`: `tokens` x `rows` results a program, sums cut into `step`. All at least 16."""
+
+    tokens: int
+    rows: int
+    step: int
+    warps: int
+    stages: int
+
+
+# (kernel, compute capability, storage, rows, cols) -> configuration, recorded on that device.
+RECORDED: dict[tuple[str, tuple[int, int], str, int, int], RowConfig | TileConfig] = {}
+
+# More tokens than this go through tl.dot, whose smallest tile has 16: up to 4, reading the rows once for each token
+# (from the L2 cache but for the first) moves fewer bytes through it than the tile wastes work.
+MAX_VECTOR_TOKENS = 4
+# Fewer rows than this leave multiprocessors without a program at 4 rows each.
+_FEW_ROWS = 2048
+# Runs of at least 512 bytes, and no more than 8 float32 sums a thread: with 16 of them (512 columns of 4 rows) ptxas
+# spilled to local memory on 8.0 and 9.0.
+_ROW_STEPS = {"f32": 256, "f16": 256, "bf16": 256, "q8_0": 512, "q4_0": 1024}
+
+# (rows, step) of the kernels around tl.dot at up to 64 tokens and 4 warps: the largest that ptxas did not spill on 8.0,
+# 8.9 and 9.0. "hidden" holds gate and up products, "down" two sums of half the columns for Q4_0. F32 weights, which no
+# tensor core multiplies in full, take at most 32 tokens and steps of 32.
+_TILE_ROWS_AND_STEPS = {"product": (64, 64), "hidden": (32, 64), "down": (128, 32)}
+
+
+def row_config(kernel: str, storage: str, rows: int, cols: int, device: torch.device) -> RowConfig:
+    """Configuration of a kernel that reads `rows` rows of `cols` weights each for itself."""
+    recorded = _recorded(kernel, storage, rows, cols, device)
+    if isinstance(recorded, RowConfig):
+        return recorded
+    step = min(_ROW_STEPS[storage], max(32, next_power_of_2(cols)))
+    if device.type == "cpu":
+        # Triton's interpreter takes some 10 ms a program, whatever its size.
+        return RowConfig(rows=32, step=step, warps=4, stages=3)
+    return RowConfig(rows=4 if rows >= _FEW_ROWS else 2, step=step, warps=4, stages=3)
+
+
+def tile_config(kernel: str, storage: str, n_tokens: int, rows: int, cols: int, device: torch.device) -> TileConfig:
+    """Configuration of a product of `n_tokens` tokens with `rows` rows of `cols` weights."""
+    recorded = _recorded(kernel, storage, rows, cols, device)
+    if isinstance(recorded, TileConfig):
+        return recorded
+    tokens = 16 if n_tokens <= 16 else 32 if n_tokens <= 32 or storage == "f32" else 64
+    rows, step = _TILE_ROWS_AND_STEPS[kernel]
+    return TileConfig(tokens=tokens, rows=rows, step=32 if storage == "f32" else step, warps=4, stages=3)
+
+
+def _recorded(kernel: str, storage: str, rows: int, cols: int, device: torch.device) -> RowConfig | TileConfig | None:
+    if not RECORDED or device.type != "cuda":
+        return None
+    return RECORDED.get((kernel, torch.cuda.get_device_capability(device), storage, rows, cols))
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n (and 1)."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def cdiv(n: int, d: int) -> int:
+    """n / d, rounded up."""
+    return -(-n // d)
+
+
+def run(
+    kernel: Any, grid: tuple[int, ...], *, warps: int, stages: int = 1, fusion: bool = True, **arguments: Any
+) -> None:
+    """Launches `kernel` on `grid`, unless that is empty.
+
+    fusion: whether a product and a sum may become one instruction with one rounding; False where bytes must equal those
+    of a definition.
+    """
+    if 0 in grid:
+        return
+    kernel[grid](**arguments, num_warps=warps, num_stages=stages, enable_fp_fusion=fusion)
+
+
+def require(tensor: Tensor, name: str, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
+    """Raises TypeError for another dtype, ValueError for another shape, another device, or gaps in memory."""
+    require_strided(tensor, name, dtype, shape, device)
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous")
+
+
+def require_strided(
+    tensor: Tensor, name: str, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
+) -> None:
+    """The same for a tensor whose last dimension alone must be without gaps."""
+    if tensor.dtype is not dtype:
+        raise TypeError(f"{name} must be {dtype}, not {tensor.dtype}")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, not {tuple(tensor.shape)}")
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {device}, not on {tensor.device}")
+    if tensor.numel() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        raise ValueError(f"{name} must have its last dimension without gaps")
+
+
+def require_bias(bias: Tensor | None, n: int, device: torch.device) -> None:
+    """Raises as `require` unless `bias` is None or float32 (n)."""
+    if bias is not None:
+        require(bias, "bias", torch.float32, (n,), device)

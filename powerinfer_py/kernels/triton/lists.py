@@ -1,0 +1,137 @@
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+"""Masks as lists and bits: ascending ids with a count for the device's own rows, packed bits for the host's.
+
+A list is made in one launch without atomics and without waiting: a program counts everything before its own tile anew
+(a layer's mask is some 10 to 30 KB and lies in the L2 cache) and then writes its tile behind that. So the order is the
+neurons' order, whatever order programs run in.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from powerinfer_py.kernels.triton import launch
+
+# Mask elements of a tile: 128 threads x 8. For 11,008 neurons 11 programs a token, the last of which reads 11 KB.
+TILE = 1024
+
+
+@triton.jit
+def list_kernel(mask, ids, counts, n, stride, N_BEFORE: tl.constexpr, TILE: tl.constexpr):
+    """Writes the ids of one tile's set elements, and from the last tile how many there are in all."""
+    token = tl.program_id(0).to(tl.int64)
+    tile = tl.program_id(1)
+    offsets = tl.arange(0, TILE)
+    before = tl.zeros((TILE,), tl.int32)
+    for earlier in range(N_BEFORE):
+        # Whole tiles only: every one before this program's own is full.
+        value = tl.load(
+            mask + token * stride + earlier * TILE + offsets, mask=offsets < (tile - earlier) * TILE, other=0
+        )
+        before += (value != 0).to(tl.int32)
+    at = tile * TILE + offsets
+    value = tl.load(mask + token * stride + at, mask=at < n, other=0)
+    chosen = (value != 0).to(tl.int32)
+    first = tl.sum(before, axis=0)
+    place = first + tl.cumsum(chosen, axis=0) - chosen
+    tl.store(ids + token * n + place, at, mask=chosen != 0)
+    if tile == N_BEFORE:
+        tl.store(counts + token, first + tl.sum(chosen, axis=0))
+
+
+@triton.jit(do_not_specialize=["n_tokens"])
+def union_kernel(mask, union, n_tokens, n, stride, TILE: tl.constexpr):
+    """Which columns of the mask any token has set, as bytes."""
+    at = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    found = tl.zeros((TILE,), tl.int32)
+    token = n_tokens * 0
+    while token < n_tokens:
+        value = tl.load(mask + token.to(tl.int64) * stride + at, mask=at < n, other=0)
+        found = found | (value != 0).to(tl.int32)
+        token += 1
+    tl.store(union + at, found.to(tl.uint8), mask=at < n)
+
+
+@triton.jit
+def bits_kernel(mask, bits, n, n_bytes, stride, TILE: tl.constexpr):
+    """TILE bytes of eight mask elements each, element j of a byte its bit j."""
+    token = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    column = at[:, None] * 8 + tl.arange(0, 8)[None, :]
+    value = tl.load(mask + token * stride + column, mask=column < n, other=0)
+    packed = tl.sum((value != 0).to(tl.int32) << tl.arange(0, 8)[None, :], axis=1)
+    tl.store(bits + token * n_bytes + at, packed.to(tl.uint8), mask=at < n_bytes)
+
+
+def _bytes_of(mask: Tensor) -> Tensor:
+    """A bool mask as the bytes it is; float32 coefficients stay."""
+    return mask.view(torch.uint8) if mask.dtype is torch.bool else mask
+
+
+def require_mask(mask: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    """Raises TypeError or ValueError unless mask is bool of this shape; its rows may lie apart."""
+    launch.require_strided(mask, "mask", torch.bool, shape, device)
+
+
+def list_active(mask: Tensor, ids: Tensor, counts: Tensor) -> None:
+    """ids[t]: ascending columns of mask[t] that are set (bool), or not 0 (float32); counts[t]: how many.
+
+    mask: (T, n), rows may lie apart. ids: int32 (T, n), elements past the count are left alone. counts: int32 (T).
+    """
+    n_tokens, n = mask.shape
+    launch.require(ids, "ids", torch.int32, (n_tokens, n), mask.device)
+    launch.require(counts, "counts", torch.int32, (n_tokens,), mask.device)
+    n_tiles = max(1, launch.cdiv(n, TILE))
+    launch.run(
+        list_kernel,
+        (n_tokens, n_tiles),
+        warps=4,
+        mask=_bytes_of(mask),
+        ids=ids,
+        counts=counts,
+        n=n,
+        stride=mask.stride(0),
+        N_BEFORE=n_tiles - 1,
+        TILE=TILE,
+    )
+
+
+def list_active_of_any(mask: Tensor, union: Tensor, ids: Tensor, count: Tensor) -> None:
+    """The same for the columns that any token has set: ids int32 (n), count int32 (1). union: uint8 (n), scratch."""
+    n_tokens, n = mask.shape
+    launch.require(union, "union", torch.uint8, (n,), mask.device)
+    launch.run(
+        union_kernel,
+        (launch.cdiv(n, TILE),),
+        warps=4,
+        mask=_bytes_of(mask),
+        union=union,
+        n_tokens=n_tokens,
+        n=n,
+        stride=mask.stride(0),
+        TILE=TILE,
+    )
+    list_active(union.view(torch.bool)[None, :], ids[None, :], count)
+
+
+def pack_bits(mask: Tensor, bits: Tensor) -> None:
+    """mask: bool (T, n), rows may lie apart. bits: uint8 (T, ceil(n / 8)); column j is bit j % 8 of byte j // 8."""
+    n_tokens, n = mask.shape
+    n_bytes = launch.cdiv(n, 8)
+    require_mask(mask, (n_tokens, n), bits.device)
+    launch.require(bits, "bits", torch.uint8, (n_tokens, n_bytes), mask.device)
+    tile = 256
+    launch.run(
+        bits_kernel,
+        (n_tokens, launch.cdiv(n_bytes, tile)),
+        warps=4,
+        mask=_bytes_of(mask),
+        bits=bits,
+        n=n,
+        n_bytes=n_bytes,
+        stride=mask.stride(0),
+        TILE=tile,
+    )

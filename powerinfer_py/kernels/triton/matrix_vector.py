@@ -1,0 +1,117 @@
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+"""Products of a matrix with one or a few tokens: each program reads its rows once, a token's programs side by side.
+
+Moves the matrix's bytes once from DRAM, once more from the L2 cache for every token after the first. What follows a
+product (bias, residual, ReLU, comparison with a threshold) is done on the sums while they are in registers.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from powerinfer_py.kernels.triton import launch
+from powerinfer_py.kernels.triton.device_rows import DeviceRows
+from powerinfer_py.kernels.triton.weight_rows import row_products
+
+
+@triton.jit
+def finish(total, OUTPUT: tl.constexpr, threshold):
+    """What is stored of a sum: itself, its ReLU (NaN stays), or whether it reaches the threshold (NaN does)."""
+    if OUTPUT == "relu":
+        return tl.where(total < 0.0, 0.0, total)
+    if OUTPUT == "mask":
+        return tl.where(total < threshold, 0, 1).to(tl.uint8)
+    return total
+
+
+@triton.jit
+def linear_kernel(
+    x,
+    values,
+    scales,
+    bias,
+    residual,
+    y,
+    ids,
+    counts,
+    n_rows,
+    threshold,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    STAGES: tl.constexpr,
+    STORAGE: tl.constexpr,
+    OUTPUT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    LISTED: tl.constexpr,
+):
+    """y[t, r] for ROWS rows of one token; LISTED: for rows of the token's list alone, at their own places."""
+    token = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    if LISTED:
+        keep = at < tl.load(counts + token)
+        rows = tl.load(ids + token * n_rows + at, mask=keep, other=0).to(tl.int64)
+    else:
+        keep = at < n_rows
+        rows = at.to(tl.int64)
+    total = row_products(values, scales, rows, keep, x + token * N, N, ROWS, STEP, STAGES, STORAGE)
+    if HAS_BIAS:
+        total += tl.load(bias + rows, mask=keep, other=0.0)
+    if HAS_RESIDUAL:
+        total = tl.load(residual + token * n_rows + rows, mask=keep, other=0.0) + total
+    tl.store(y + token * n_rows + rows, finish(total, OUTPUT, threshold), mask=keep)
+
+
+def linear(
+    matrix: DeviceRows,
+    x: Tensor,
+    y: Tensor,
+    *,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    output: str = "sum",
+    threshold: float = 0.0,
+    lists: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """`y[t, r] = residual[t, r] + dot(row r, x[t]) + bias[r]`, or what `output` makes of it.
+
+    x: float32 (T, cols). y: (T, rows), float32, or uint8 for `output` mask. lists: ids int32 (T, rows) and counts
+    int32 (T) of the rows to compute; other elements of y are left alone.
+    """
+    n_tokens = x.shape[0]
+    launch.require(x, "x", torch.float32, (n_tokens, matrix.cols), x.device)
+    launch.require(y, "y", torch.uint8 if output == "mask" else torch.float32, (n_tokens, matrix.rows), x.device)
+    launch.require_bias(bias, matrix.rows, x.device)
+    if residual is not None:
+        launch.require(residual, "residual", torch.float32, (n_tokens, matrix.rows), x.device)
+    ids, counts = (y, y) if lists is None else lists
+    config = launch.row_config("linear", matrix.storage, matrix.rows, matrix.cols, x.device)
+    launch.run(
+        linear_kernel,
+        (n_tokens, launch.cdiv(matrix.rows, config.rows)),
+        warps=config.warps,
+        stages=config.stages,
+        x=x,
+        values=matrix.values,
+        scales=matrix.scales_or_values,
+        bias=x if bias is None else bias,
+        residual=x if residual is None else residual,
+        y=y,
+        ids=ids,
+        counts=counts,
+        n_rows=matrix.rows,
+        threshold=float(threshold),
+        N=matrix.cols,
+        ROWS=config.rows,
+        STEP=config.step,
+        STAGES=config.stages,
+        STORAGE=matrix.storage,
+        OUTPUT=output,
+        HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None,
+        LISTED=lists is not None,
+    )

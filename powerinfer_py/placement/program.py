@@ -1,0 +1,215 @@
+"""The placement as a linear program with binary options, for HiGHS through `scipy.optimize.milp`.
+
+Columns: of each layer the options that take part (its block on the CPU, or on the GPU with so many hot neurons), the
+head, and for each place along the layers whether the token changes sides there. Rows: one option a layer, bytes,
+neurons where they are limited, blocks where their number is. Times are exact; bytes are exact, to the rounding of each
+allocation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from powerinfer_py.placement.candidates import Candidates
+from powerinfer_py.placement.choice import Choice
+from powerinfer_py.placement.problem import Floats, Integers, Problem
+
+# Up to so many options the binary problem is solved whole.
+SMALL = 2500
+# Groups on either side of the relaxation's support, and steps of a coarse grid over all groups: one layer takes what
+# whole steps of the others leave.
+WINDOW = 6
+GRID = 16
+ON_CPU = -1
+# Relaxations are cut off only where something is wrong.
+RELAXATION_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """x: values of the columns, None where there are none. bound_s: seconds that no choice of these columns beats."""
+
+    x: Floats | None
+    bound_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Options:
+    """Options of one layer: hot neurons (ON_CPU for none and no block), time, bytes."""
+
+    counts: Integers
+    seconds: Floats
+    n_bytes: Integers
+
+
+class _Rows:
+    """Rows of a constraint matrix under construction."""
+
+    def __init__(self) -> None:
+        self.rows: list[Integers] = []
+        self.columns: list[Integers] = []
+        self.values: list[Floats] = []
+        self.low: list[float] = []
+        self.high: list[float] = []
+
+    def add(self, low: float, high: float, *terms: tuple[Any, Any]) -> None:
+        """low <= sum over terms of (columns, values) <= high."""
+        for at, value in terms:
+            columns = np.atleast_1d(np.asarray(at, np.int64))
+            self.rows.append(np.full(columns.size, len(self.low)))
+            self.columns.append(columns)
+            self.values.append(np.broadcast_to(np.asarray(value, np.float64), columns.shape))
+        self.low.append(low)
+        self.high.append(high)
+
+    def matrix(self, n_columns: int) -> Any:
+        """As scipy's sparse matrix."""
+        from scipy.sparse import csr_array
+
+        places = (np.concatenate(self.rows), np.concatenate(self.columns))
+        return csr_array((np.concatenate(self.values), places), shape=(len(self.low), n_columns))
+
+
+class Program:
+    """The program of one problem. Which options take part is given to each run, as indices a layer."""
+
+    def __init__(self, problem: Problem, tables: list[Candidates]) -> None:
+        self.problem = problem
+        self.tables = tables
+        self.options = [_options(problem, layer, table) for layer, table in enumerate(tables)]
+        # Time in units of the slowest choice: HiGHS compares with absolute tolerances of 1e-7.
+        self._unit_s = max(sum(float(option.seconds.max()) for option in self.options), 1e-30)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the binary problem can be solved over all options."""
+        return sum(option.counts.size for option in self.options) <= SMALL
+
+    def every_option(self) -> list[Integers]:
+        """All options of every layer."""
+        return [np.arange(option.counts.size) for option in self.options]
+
+    def near_support(self, solutions: Sequence[Floats]) -> list[Integers]:
+        """Of each layer the options near those that these solutions over all options use, and a coarse grid."""
+        near, start = [], 0
+        for option in self.options:
+            n = option.counts.size
+            last = int(np.flatnonzero(option.counts != ON_CPU)[-1])
+            wanted = {*range(last + 1, n), *np.linspace(0, last, GRID + 1).astype(int).tolist()}
+            for x in solutions:
+                support = np.flatnonzero(x[start : start + n] > 1e-9)
+                for place in support[support <= last].tolist():
+                    wanted |= set(range(max(0, place - WINDOW), min(last, place + WINDOW) + 1))
+            start += n
+            near.append(np.array(sorted(wanted), np.int64))
+        return near
+
+    def blocks_of(self, x: Floats) -> float:
+        """Blocks on the GPU in a solution over all options."""
+        counts = np.concatenate([option.counts for option in self.options])
+        return float(x[: counts.size][counts != ON_CPU].sum())
+
+    def choices(self, columns: Sequence[Integers], x: Floats) -> list[Choice]:
+        """What a binary solution means, or choices beside it where it has layers in parts: as many blocks as it has in
+        all, those first of which it has most, or a run of layers, which costs two changes of side and no more. All
+        within the limits, with nothing left unused.
+        """
+        counts, parts, start = [], [], 0
+        for layer, at in enumerate(columns):
+            values, options = x[start : start + at.size], self.options[layer].counts[at]
+            start += at.size
+            on_gpu = options != ON_CPU
+            parts.append(float(values[on_gpu].sum()))
+            counts.append(int(options[on_gpu][int(np.argmax(values[on_gpu]))]))
+        n_layer, n_blocks = len(parts), round(sum(parts))
+        ranked = sorted(range(n_layer), key=lambda layer: (-round(parts[layer], 6), layer))
+        head = self.problem.blocks_given or bool(x[start] > 0.5)
+        chosen = [set(ranked[:n_blocks])]
+        if 0 < n_blocks < n_layer:
+            windows = np.convolve(parts, np.ones(n_blocks), "valid").round(6)
+            # The last layers are beside the head.
+            starts = (windows.size - 1 - int(np.argmax(windows[::-1])), windows.size - 1)
+            chosen.extend(set(range(first, first + n_blocks)) for first in starts)
+        return [self._choice(layers, counts, head) for layers in {frozenset(layers) for layers in chosen}]
+
+    def _choice(self, layers: frozenset[int], counts: list[int], head: bool) -> Choice:
+        blocks = [layer in layers for layer in range(len(counts))]
+        wanted = [count if block else 0 for count, block in zip(counts, blocks, strict=True)]
+        choice = Choice(self.problem, self.tables, blocks, wanted, head)
+        # HiGHS keeps its constraints to a relative 1e-7 only, and a rounded relaxation need not keep them at all.
+        choice.shrink()
+        choice.fill()
+        return choice
+
+    def run(
+        self,
+        columns: Sequence[Integers],
+        *,
+        integral: bool,
+        gap: float = 0.0,
+        limit_s: float = RELAXATION_LIMIT_S,
+        blocks: tuple[int, int] | None = None,
+    ) -> Found:
+        """HiGHS over these options. blocks: fewest and most blocks on the GPU."""
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
+        problem = self.problem
+        seconds = np.concatenate([option.seconds[at] for option, at in zip(self.options, columns, strict=True)])
+        n_sides = 0 if problem.blocks_given else len(columns) + 2
+        head_s = problem.head_seconds(on_gpu=True) - problem.head_seconds(on_gpu=False)
+        cost = np.concatenate([seconds, [head_s], np.full(n_sides, problem.rates.synchronise_s)])
+        lower = np.zeros(cost.size)
+        lower[seconds.size] = float(problem.blocks_given)
+        rows = self._rows(columns, n_sides, blocks)
+        result: Any = milp(
+            cost / self._unit_s,
+            integrality=np.concatenate([np.full(seconds.size + 1, int(integral)), np.zeros(n_sides)]),
+            bounds=Bounds(lower, np.ones(cost.size)),
+            constraints=LinearConstraint(rows.matrix(cost.size), np.array(rows.low), np.array(rows.high)),
+            options={"mip_rel_gap": gap, "time_limit": limit_s},
+        )
+        if result.status == 2:
+            return Found(None, np.inf)
+        bound = result.mip_dual_bound if integral else result.fun
+        constant = problem.head_seconds(on_gpu=False)
+        return Found(result.x, -np.inf if bound is None else float(bound) * self._unit_s + constant)
+
+    def _rows(self, columns: Sequence[Integers], n_sides: int, blocks: tuple[int, int] | None) -> _Rows:
+        problem, rows = self.problem, _Rows()
+        counts = np.concatenate([option.counts[at] for option, at in zip(self.options, columns, strict=True)])
+        n_bytes = np.concatenate([option.n_bytes[at] for option, at in zip(self.options, columns, strict=True)])
+        every, head = np.arange(counts.size), counts.size
+        parts = np.split(every, np.cumsum([at.size for at in columns])[:-1])
+        for part in parts:
+            rows.add(1.0, 1.0, (part, 1.0))
+        budget = max(problem.budget_bytes, 1)
+        head_bytes = problem.head_budget_bytes / budget
+        rows.add(0.0, problem.budget_bytes / budget, (every, n_bytes / budget), (head, head_bytes))
+        if problem.neuron_limit is not None:
+            n = problem.n_neurons
+            rows.add(0.0, problem.neuron_limit / n, (every, np.maximum(counts, 0) / n))
+        if blocks is not None:
+            rows.add(blocks[0], blocks[1], (every[counts != ON_CPU], 1.0))
+        # d >= |this side - the next|; embedding and logits are on the CPU.
+        sides = [part[counts[part] != ON_CPU] for part in parts] + [np.array([head])]
+        for place in range(n_sides):
+            for sign in (1.0, -1.0):
+                before = [(sides[place - 1], sign)] if place else []
+                after = [(sides[place], -sign)] if place < len(sides) else []
+                rows.add(0.0, np.inf, (head + 1 + place, 1.0), *before, *after)
+        return rows
+
+
+def _options(problem: Problem, layer: int, table: Candidates) -> _Options:
+    counts = table.group_counts()
+    seconds = problem.gpu_seconds(layer, table.hot_work[counts], counts == table.n_neurons)
+    n_bytes = table.hot_bytes(counts) + problem.block_bytes(layer)
+    if not problem.blocks_given:
+        counts = np.append(counts, ON_CPU)
+        seconds = np.append(seconds, problem.cpu_seconds(layer))
+        n_bytes = np.append(n_bytes, 0)
+    return _Options(counts, seconds, n_bytes)

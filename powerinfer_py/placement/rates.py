@@ -1,0 +1,171 @@
+"""How fast this machine reads memory and changes sides: measured once, kept a machine, or given, or stated.
+
+Not a benchmark: at most two seconds, good to some per cent, for a solver that needs the ratio of the two sides.
+Invariant: figures that were not measured on the machine at hand say so in `Rates.source`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from powerinfer_py import env
+from powerinfer_py.errors import OptionError, PowerInferError
+from powerinfer_py.output_files import make_folder, write_bytes
+from powerinfer_py.placement.problem import Rates
+
+# Of a consumer GPU where there is none to measure: 360 GB/s is what the memory of an RTX 3060 (12 GB) is sold with, of
+# which sparse rows reach about four fifths.
+ASSUMED_GPU_BYTES_PER_S = 288e9
+ASSUMED_CPU_BYTES_PER_S = 40e9
+# Handing work to a host thread and back through pinned memory, and launching the kernels of a layer from a graph.
+ASSUMED_SYNCHRONISE_S = 20e-6
+ASSUMED_LAYER_S = 20e-6
+# A CUDA context with a few modules loaded.
+ASSUMED_CONTEXT_BYTES = 400 << 20
+
+CACHE_NAME = "rates.json"
+_PROBE_BYTES = 256 << 20
+_PROBE_S = 0.5
+_MAX_CACHE_BYTES = 1 << 20
+
+
+def given_rates(
+    base: Rates,
+    *,
+    gpu_gb_per_s: float | None = None,
+    cpu_gb_per_s: float | None = None,
+    synchronise_us: float | None = None,
+    layer_us: float | None = None,
+) -> Rates:
+    """`base` with those figures replaced that are given, in 10^9 bytes a second and microseconds.
+
+    Raises OptionError for a rate that is not finite and above 0, and for a time that is not finite and 0 or more.
+    """
+    figures = {"gpu_bytes_per_s": (gpu_gb_per_s, 1e9), "cpu_bytes_per_s": (cpu_gb_per_s, 1e9)}
+    figures |= {"synchronise_s": (synchronise_us, 1e-6), "layer_s": (layer_us, 1e-6)}
+    given = {name: value * unit for name, (value, unit) in figures.items() if value is not None}
+    for name, value in given.items():
+        if not math.isfinite(value) or value < 0 or (value == 0 and name.endswith("per_s")):
+            raise OptionError(f"a machine with {name} {value:g} cannot be")
+    if not given:
+        return base
+    source = "given" if len(given) == len(figures) else f"given in part; else {base.source}"
+    return replace(base, source=source, **given)
+
+
+def assumed_rates() -> Rates:
+    """A machine of which nothing was measured."""
+    return Rates(ASSUMED_GPU_BYTES_PER_S, ASSUMED_CPU_BYTES_PER_S, ASSUMED_SYNCHRONISE_S, ASSUMED_LAYER_S, "assumed")
+
+
+def machine_rates(n_threads: int) -> Rates:
+    """The rates of this machine with `n_threads` CPU threads: from the user's cache folder, else measured and put
+    there. Without a GPU its figures are those of the assumed one, and `source` says so.
+    """
+    key = f"{platform.machine()} {_cpu_name()} {n_threads} threads, {_gpu_name() or 'no GPU'}"
+    path = env.cache_folder() / CACHE_NAME
+    cached = _read_cache(path)
+    if (rates := _rates_of(cached.get(key))) is not None:
+        return rates
+    rates = measure(n_threads)
+    with suppress(PowerInferError):  # a cache that cannot be written costs a probe each time, and nothing else
+        make_folder(path.parent)
+        write_bytes(path, json.dumps({**cached, key: rates.to_dict()}, indent=1).encode())
+    return rates
+
+
+def measure(n_threads: int) -> Rates:
+    """Probes the machine, in at most two seconds."""
+    cpu = cpu_bandwidth(n_threads)
+    if _gpu_name() is None:
+        return Rates(
+            ASSUMED_GPU_BYTES_PER_S, cpu, ASSUMED_SYNCHRONISE_S, ASSUMED_LAYER_S, "CPU measured; GPU assumed: none here"
+        )
+    gpu, synchronise_s = _gpu_probe()
+    return Rates(gpu, cpu, synchronise_s, ASSUMED_LAYER_S, "measured")
+
+
+def cpu_bandwidth(n_threads: int, n_bytes: int = _PROBE_BYTES, seconds: float = _PROBE_S) -> float:
+    """Bytes a second that so many threads read from memory: the best of several passes over `n_bytes`."""
+    data = np.ones(n_bytes // 8, np.int64)
+    parts: list[npt.NDArray[np.int64]] = np.array_split(data, n_threads)
+    best, started = math.inf, perf_counter()
+    with ThreadPoolExecutor(n_threads) as pool:
+        # numpy lets go of the interpreter's lock while it adds.
+        while perf_counter() - started < seconds or math.isinf(best):
+            begun = perf_counter()
+            if sum(int(total) for total in pool.map(np.add.reduce, parts)) != data.size:
+                raise AssertionError("the probe read something else than it wrote")
+            best = min(best, perf_counter() - begun)
+    return data.nbytes / best
+
+
+def _gpu_probe() -> tuple[float, float]:
+    """(bytes a second, seconds for a small copy down and up that is waited for) of the current CUDA device."""
+    import torch
+
+    data = torch.ones(_PROBE_BYTES // 4, dtype=torch.float32, device="cuda")
+    small = torch.zeros(16384, dtype=torch.uint8, device="cuda")
+    pinned = torch.zeros(16384, dtype=torch.uint8, pin_memory=True)
+    reading, changing = math.inf, math.inf
+    for _ in range(20):
+        torch.cuda.synchronize()
+        begun = perf_counter()
+        data.sum()
+        torch.cuda.synchronize()
+        reading = min(reading, perf_counter() - begun)
+        begun = perf_counter()
+        pinned.copy_(small, non_blocking=True)
+        small.copy_(pinned, non_blocking=True)
+        torch.cuda.synchronize()
+        changing = min(changing, perf_counter() - begun)
+    del data
+    torch.cuda.empty_cache()
+    return _PROBE_BYTES / reading, changing
+
+
+def _gpu_name() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _cpu_name() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _read_cache(path: Path) -> dict[str, Any]:
+    """What the cache holds; nothing where it is absent or no such file."""
+    try:
+        with path.open("rb") as file:
+            value = json.loads(file.read(_MAX_CACHE_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _rates_of(value: object) -> Rates | None:
+    if not isinstance(value, dict):
+        return None
+    try:
+        rates = Rates(**value)
+    except TypeError:
+        return None
+    numbers = (rates.gpu_bytes_per_s, rates.cpu_bytes_per_s, rates.synchronise_s, rates.layer_s)
+    sound = all(isinstance(number, float) and math.isfinite(number) and number >= 0 for number in numbers)
+    return rates if sound and min(numbers[:2]) > 0 and isinstance(rates.source, str) else None

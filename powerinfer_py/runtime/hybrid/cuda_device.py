@@ -1,0 +1,191 @@
+# mypy: disable-error-code="no-untyped-call"
+"""A CUDA device through torch: one arena of memory, Triton's kernels, streams, events and graphs.
+
+Nothing here computes or decides. Everything is enqueued in one stream of the device's own; what runs beside it has a
+second one. All tensors lie in the arena, a single allocation; what else the process holds (context, kernels' modules)
+is measured before the arena is made.
+
+Not run so far: no machine with a GPU was at hand. The calls are plain torch, and those of `cuda_driver`, which a test
+makes to libraries in the driver's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+from powerinfer_py.errors import DeviceError
+from powerinfer_py.kernels.interface import Kernels
+from powerinfer_py.placement.budget import DeviceMemory
+from powerinfer_py.placement.problem import Rates
+from powerinfer_py.placement.rates import machine_rates
+from powerinfer_py.runtime.hybrid.cuda_driver import CudaDriver, Monitor
+from powerinfer_py.runtime.hybrid.device import Arrangement, Device, Mark
+from powerinfer_py.runtime.hybrid.device_memory import AllocateTensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# torch's allocator takes the arena from the driver in multiples of this; what is rounded up counts as the context's.
+_SEGMENT_BYTES = 2 << 20
+# For what is loaded only after the measurement: kernels specialised for other sizes, and captured graphs. Not measured.
+_MODULES_MARGIN_BYTES = 64 << 20
+
+
+class CudaDevice(Device):
+    """GPU number `index`. Raises DeviceError where torch or the driver cannot use it."""
+
+    def __init__(self, index: int, arrangement: Arrangement) -> None:
+        import torch
+
+        self.arrangement = arrangement
+        self._device = torch.device("cuda", index)
+        self._driver = CudaDriver()
+        self._monitor = Monitor(self._driver.bus_id(index))
+        before = self._monitor.usage()
+        self._memory = DeviceMemory(before.total_bytes, before.free_bytes)
+        self._context_bytes: int | None = None
+        self._arena: Tensor | None = None
+        self._used = 0
+        try:
+            torch.cuda.init()
+            self.name = torch.cuda.get_device_name(self._device)
+            self._stream = torch.cuda.Stream(self._device)
+            self._side = torch.cuda.Stream(self._device)
+        except RuntimeError as error:
+            raise DeviceError(f"GPU {index} cannot be used: {_first_line(error)}") from None
+
+    def memory(self) -> DeviceMemory:
+        """As the driver reported it before this process had a context there."""
+        return self._memory
+
+    def rates(self, n_threads: int) -> Rates:
+        """Measured on this machine, once."""
+        return machine_rates(n_threads)
+
+    def context_bytes(self, warm_up: Callable[[], None]) -> int:
+        """What the process holds after `warm_up`, as NVML reports it, else what has gone from the free memory."""
+        import torch
+
+        if self._context_bytes is None:
+            warm_up()
+            self.synchronise()
+            self._arena = None
+            torch.cuda.empty_cache()
+            held = self._monitor.process_bytes()
+            if held is None:
+                held = max(0, self._memory.free_bytes - self._monitor.usage().free_bytes)
+            self._context_bytes = held + _MODULES_MARGIN_BYTES + _SEGMENT_BYTES
+        return self._context_bytes
+
+    def open(self, n_bytes: int) -> None:
+        """Makes the arena; one that was there is given up."""
+        import torch
+
+        self._arena = None
+        self._used = 0
+        try:
+            self._arena = torch.empty(n_bytes, dtype=torch.uint8, device=self._device)
+        except torch.OutOfMemoryError:
+            raise DeviceError(
+                f"{n_bytes} bytes of GPU memory could not be had, {self._monitor.usage().free_bytes} are free: another "
+                "program has taken some"
+            ) from None
+
+    def allocate(self, n_bytes: int) -> Tensor:
+        """The next bytes of the arena."""
+        if self._arena is None or self._used + n_bytes > self._arena.numel():
+            raise DeviceError(f"the arena has no {n_bytes} bytes left")
+        part = self._arena[self._used : self._used + n_bytes]
+        self._used += n_bytes
+        return part
+
+    def make_kernels(self, allocate: AllocateTensor) -> Kernels:
+        """Triton's kernels."""
+        from powerinfer_py.kernels.triton.kernels import TritonKernels
+
+        return TritonKernels(self._device, allocate)
+
+    def host_buffer(self, n_bytes: int) -> Tensor:
+        """uint8 (n_bytes), page-locked."""
+        import torch
+
+        return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        """Enqueues an asynchronous copy in the current stream."""
+        target.copy_(source, non_blocking=True)
+
+    def mark(self) -> Mark:
+        """An event of the current stream, with its time."""
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return _EventMark(event)
+
+    def enqueuing(self) -> AbstractContextManager[object]:
+        """Inside, torch and Triton enqueue in the device's own stream."""
+        import torch
+
+        return torch.cuda.stream(self._stream)
+
+    def launch(self, function: int, data: int) -> None:
+        """A host function in the current stream, or a node of the graph that is being captured."""
+        import torch
+
+        self._driver.launch_host_function(torch.cuda.current_stream(self._device).cuda_stream, function, data)
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Inside, the second stream is the current one; it waits for what the first has been given so far."""
+        import torch
+
+        self._side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._side):
+            yield
+
+    def rejoin(self) -> None:
+        """The current stream waits for the second one."""
+        import torch
+
+        torch.cuda.current_stream(self._device).wait_stream(self._side)
+
+    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        """A CUDA graph. The calls are made once beforehand: kernels must be loaded before a capture begins."""
+        import torch
+
+        enqueue()
+        self.synchronise()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            enqueue()
+        return graph.replay
+
+    def synchronise(self) -> None:
+        """Waits for the stream. Raises DeviceError for an error of any call before; the device is then lost."""
+        try:
+            self._stream.synchronize()
+        except RuntimeError as error:
+            raise DeviceError(f"the GPU has failed: {_first_line(error)}") from None
+
+
+class _EventMark:
+    def __init__(self, event: torch.cuda.Event) -> None:
+        self._event = event
+
+    def wait(self) -> None:
+        """Blocks the calling thread, without the GIL."""
+        self._event.synchronize()
+
+    def seconds_since(self, earlier: Mark) -> float:
+        """Time on the device between the two events."""
+        if not isinstance(earlier, _EventMark):
+            raise TypeError("the mark is another device's")
+        return float(earlier._event.elapsed_time(self._event)) / 1e3
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,120 @@
+"""What the hybrid executor asks of a device beside the CPU. Memory on it is handed out by `device_memory` alone.
+
+Work is enqueued and done in order; what the host may read is known after `Mark.wait` or `synchronise`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+from powerinfer_py.kernels.interface import Kernels
+from powerinfer_py.placement.budget import DeviceMemory
+from powerinfer_py.placement.problem import Rates
+from powerinfer_py.runtime.hybrid.device_memory import AllocateTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Arrangement(StrEnum):
+    """How a decode step is run: call by call, or captured, with the CPU's part as two host functions in the device's
+    stream or as one in a stream of its own (`captured`)."""
+
+    EAGER = "eager"
+    TWO_NODES = "two-nodes"
+    SIDE_STREAM = "side-stream"
+
+
+class Mark(Protocol):
+    """A point in the order of a device's work."""
+
+    def wait(self) -> None:
+        """Returns when everything enqueued before the mark is done. From any thread."""
+
+    def seconds_since(self, earlier: Mark) -> float:
+        """The device's time from one mark of its own to this one; both must have been reached."""
+
+
+class Device(ABC):
+    """One device. Its kernels take tensors that lie on it. arrangement: how its decode steps are run."""
+
+    name: str
+    arrangement: Arrangement
+
+    @abstractmethod
+    def memory(self) -> DeviceMemory:
+        """Its memory as the driver reports it, before this process uses any."""
+
+    @abstractmethod
+    def rates(self, n_threads: int) -> Rates:
+        """What it and the CPU with `n_threads` threads do, for the solver."""
+
+    @abstractmethod
+    def context_bytes(self, warm_up: Callable[[], None]) -> int:
+        """What the process holds on it besides what `open` makes room for: context, modules, the driver's own.
+
+        warm_up: loads and runs every kernel that the model needs, at its largest shape, in memory of the device that is
+        free again when it returns. A device that has nothing to measure does not call it.
+        """
+
+    @abstractmethod
+    def open(self, n_bytes: int) -> None:
+        """Makes room for `n_bytes` in all, of which `allocate` then gives parts; what it gave before is void."""
+
+    @abstractmethod
+    def allocate(self, n_bytes: int) -> Tensor:
+        """uint8 (n_bytes) on the device, at a multiple of 256."""
+
+    @abstractmethod
+    def make_kernels(self, allocate: AllocateTensor) -> Kernels:
+        """The device's kernels, whose matrices and results are in memory that `allocate` gives."""
+
+    @abstractmethod
+    def host_buffer(self, n_bytes: int) -> Tensor:
+        """uint8 (n_bytes) on the host, page-locked where copies need that to be asynchronous."""
+
+    @abstractmethod
+    def enqueuing(self) -> AbstractContextManager[object]:
+        """Whoever makes the device work does so inside: its kernels' launches and torch's go to its own queue."""
+
+    @abstractmethod
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        """Enqueues a copy between any two places of the same shape and dtype, one of them a `host_buffer` or both not
+        on the host."""
+
+    @abstractmethod
+    def mark(self) -> Mark:
+        """A mark behind everything enqueued so far."""
+
+    @abstractmethod
+    def launch(self, function: int, data: int) -> None:
+        """Enqueues a call of the C function `void (*)(void*)` at address `function` on the host, with `data`."""
+
+    @abstractmethod
+    def beside(self) -> AbstractContextManager[None]:
+        """Inside, work is enqueued behind all that was enqueued before, and runs beside what is enqueued after, until
+        `rejoin`."""
+
+    @abstractmethod
+    def rejoin(self) -> None:
+        """Makes what is enqueued from now on wait for the work of the last `beside`."""
+
+    @abstractmethod
+    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        """A function that enqueues at once all that `enqueue` enqueues, over the same memory.
+
+        `enqueue` is called one or more times, allocates nothing, and must not wait for the device.
+        """
+
+    @abstractmethod
+    def synchronise(self) -> None:
+        """Waits for everything enqueued. Raises DeviceError where the device has failed."""
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """A copy on the host, once everything enqueued is done."""
+        self.synchronise()
+        return tensor.to("cpu", copy=True)

@@ -1,0 +1,147 @@
+"""What is enqueued on the device for a stretch of layers: the same calls whether they run at once or are captured.
+
+For a split layer: attention, predictor, norm; the FFN's input and the cold neurons' bits go to the CPU's side, the hot
+neurons are computed meanwhile, and then
+
+    y = residual + hot part + cold part        (in this order; the down bias belongs to the hot part)
+
+A layer without cold neurons asks nothing of the CPU. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from powerinfer_py.kernels.blocks import FeedForwardResult, LayerCache
+from powerinfer_py.kernels.composition import normalise
+from powerinfer_py.kernels.interface import Kernels
+from powerinfer_py.kernels.matrix import RopeTable
+from powerinfer_py.runtime.hybrid.buffers import Buffers
+from powerinfer_py.runtime.hybrid.cold_side import ColdSide
+from powerinfer_py.runtime.hybrid.device import Device, Mark
+from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory
+from powerinfer_py.runtime.hybrid.layers import DeviceLayer, Head
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """What an observer sees of a layer. predictor_input: (T, n_embd); predicted, hot_fired: (T, ..; bool), all on the
+    device; cold_fired on the CPU. Those of neurons in the order of places."""
+
+    predictor_input: Tensor
+    predicted: Tensor | None
+    hot_fired: Tensor | None
+    cold_fired: Tensor | None
+
+
+@dataclass(eq=False)
+class LayerRun:
+    """What a layer leaves behind. predictions: marks before and after each. cold: the CPU's result, where it is known
+    at once."""
+
+    predictions: list[tuple[Mark, Mark]] = field(default_factory=list)
+    predictor_s: float = 0.0
+    cold: FeedForwardResult | None = None
+    masks: Masks | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceStep:
+    """Everything that a step needs besides the tokens. parallel: attention and FFN read the layer's input."""
+
+    parallel: bool
+    device: Device
+    kernels: Kernels
+    memory: DeviceMemory
+    buffers: Buffers
+    caches: Sequence[LayerCache]
+    rope: RopeTable | None
+
+    def layer(
+        self,
+        local: int,
+        layer: DeviceLayer,
+        x: Tensor,
+        host_kernels: Kernels,
+        cold_side: ColdSide | None,
+        *,
+        observe: bool = False,
+        timed: bool = False,
+    ) -> tuple[Tensor, LayerRun]:
+        """The residual stream after a layer, (T, n_embd) on the device, and what it leaves behind.
+
+        host_kernels: those that the cold block was prepared for. timed: puts marks around the predictor.
+        """
+        buffers, run = self.buffers, LayerRun()
+        buffers.workspace.reset()
+        attended = self.kernels.attention_block(
+            layer.attention, x, x, self.caches[local], buffers.slots, buffers.positions, self.rope
+        )
+        ffn_input = x if self.parallel else attended
+        y = buffers.next_stream()
+        if layer.cold is not None:
+            self._split(local, layer, ffn_input, attended, y, host_kernels, cold_side, run, observe, timed)
+            return y, run
+        result = self.kernels.feed_forward_block(
+            layer.hot, ffn_input, attended, observe=observe, counts=buffers.counts(local)
+        )
+        y.copy_(result.y)
+        run.predictor_s = result.predictor_s
+        if observe:
+            run.masks = Masks(ffn_input, result.predicted, result.fired, None)
+        return y, run
+
+    def head(self, head: Head, rows: Tensor) -> Tensor:
+        """Logits of a few tokens, in the workspace: rows (K, n_embd) -> (K, n_vocab)."""
+        return self.kernels.linear(head.output, normalise(self.kernels, head.norm, rows))
+
+    def _split(
+        self,
+        local: int,
+        layer: DeviceLayer,
+        ffn_input: Tensor,
+        residual: Tensor,
+        y: Tensor,
+        host_kernels: Kernels,
+        cold_side: ColdSide | None,
+        run: LayerRun,
+        observe: bool,
+        timed: bool,
+    ) -> None:
+        import torch
+
+        if cold_side is None or layer.cold is None:
+            raise ValueError("a split layer needs the CPU's side")
+        kernels, n_hot = self.kernels, layer.order.hot.size
+        mask = self._predict(layer, ffn_input, run, timed)
+        # The bits follow the input in memory, so that one copy takes both down.
+        h = normalise(kernels, layer.norm, ffn_input)
+        bits = None if mask is None else kernels.pack_mask(mask, n_hot)
+        cold_side.start(host_kernels, layer.cold, h, bits, observe=observe)
+        hot = None
+        if n_hot:
+            hot_mask = None if mask is None else mask[:, :n_hot]
+            hot = kernels.feed_forward_part(layer.hot, h, hot_mask, observe=observe, counts=self.buffers.counts(local))
+            torch.add(residual, hot.y, out=y)
+        elif layer.hot.weights.down_bias is not None:
+            torch.add(residual, layer.hot.weights.down_bias, out=y)
+        else:
+            y.copy_(residual)
+        sums, run.cold = cold_side.finish()
+        y.add_(sums)
+        if observe and run.cold is not None:
+            run.masks = Masks(ffn_input, mask, None if hot is None else hot.fired, run.cold.fired)
+
+    def _predict(self, layer: DeviceLayer, x: Tensor, run: LayerRun, timed: bool) -> Tensor | None:
+        if layer.predictor is None:
+            return None
+        before = self.device.mark() if timed else None
+        mask = self.kernels.predict(layer.predictor, x, layer.hot.sparse_threshold)
+        if before is not None:
+            run.predictions.append((before, self.device.mark()))
+        return mask

@@ -1,0 +1,198 @@
+"""A model brought into place on two sides: what the engine holds where a device takes part.
+
+Order: the budget in bytes, the context, the prompt chunk, the placement in what is left, memory, weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from powerinfer_py.config import ModelConfig, RuntimeOptions, Sparsity
+from powerinfer_py.kernels.blocks import LayerCache
+from powerinfer_py.kernels.cold_jobs import can_run
+from powerinfer_py.kernels.interface import Kernels
+from powerinfer_py.kernels.matrix import RopeTable
+from powerinfer_py.models.architecture import Architecture
+from powerinfer_py.models.transformer import Step, embed
+from powerinfer_py.placement.budget import Ledger, budget_in_bytes
+from powerinfer_py.placement.fixed_bytes import FixedBytes, choose_chunk, minimum_bytes
+from powerinfer_py.placement.index_choice import ChosenPlacement, IndexChooser
+from powerinfer_py.placement.placement import Placement
+from powerinfer_py.placement.sizes import ModelSizes
+from powerinfer_py.runtime.host_weights import FileWeights
+from powerinfer_py.runtime.hybrid.buffers import Buffers
+from powerinfer_py.runtime.hybrid.captured import CapturedColdSide
+from powerinfer_py.runtime.hybrid.cold_side import Exchange, ThreadedColdSide
+from powerinfer_py.runtime.hybrid.device import Arrangement, Device
+from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory, Region, take_tensor
+from powerinfer_py.runtime.hybrid.device_step import DeviceStep
+from powerinfer_py.runtime.hybrid.executor import HybridExecutor
+from powerinfer_py.runtime.hybrid.layers import DeviceLayer, HybridWeights, Loader
+from powerinfer_py.runtime.hybrid.reservations import Reserved, reserve, reserve_context
+from powerinfer_py.runtime.hybrid.segments import segments_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class HybridPlan:
+    """Everything that is decided before a weight is moved. batch_size: the prompt chunk that was asked for. chosen:
+    where the placement came from, None where it was handed in."""
+
+    device: Device
+    sizes: ModelSizes
+    ledger: Ledger
+    fixed: FixedBytes
+    placement: Placement
+    batch_size: int
+    chosen: ChosenPlacement | None = None
+
+
+# Decides where things go: sizes, bytes for the fixed part, and what is left for the rest.
+Chooser = Callable[[ModelSizes, FixedBytes, int], Placement]
+
+
+def make_plan(
+    sizes: ModelSizes, options: RuntimeOptions, device: Device, context_bytes: int, choose: Chooser
+) -> HybridPlan:
+    """What goes where under `options.vram_budget`, which is neither None nor 0.
+
+    choose: is given the sizes, the fixed bytes, and the bytes left for blocks, head and neurons. Raises BudgetError as
+    `budget_in_bytes` and `choose_chunk` do.
+    """
+    n_bytes = budget_in_bytes(options.vram_budget or 0.0, device.memory)
+    fixed = choose_chunk(sizes, options.batch_size, n_bytes, context_bytes)
+    ledger = Ledger(n_bytes, minimum_bytes(sizes, options.batch_size, context_bytes))
+    reserve_context(ledger, context_bytes)
+    placement = choose(sizes, fixed, ledger.free_bytes - fixed.total)
+    chosen = choose.chosen if isinstance(choose, IndexChooser) else None
+    return HybridPlan(device, sizes, ledger, fixed, placement, options.batch_size, chosen)
+
+
+class HybridModel:
+    """The weights of `layers` on both sides and what runs them.
+
+    The caches' memory on the device is in `kv_regions`; `connect` takes the caches made of it.
+    """
+
+    def __init__(
+        self,
+        plan: HybridPlan,
+        architecture: Architecture,
+        config: ModelConfig,
+        sparsity: Sparsity,
+        layers: range,
+        host_file: FileWeights,
+        device_file: FileWeights,
+        host_kernels: Kernels,
+    ) -> None:
+        self.plan = plan
+        self.layers = layers
+        self._architecture = architecture
+        memory = DeviceMemory(plan.ledger, plan.device.allocate)
+        self._reserved: Reserved = reserve(memory, plan.sizes, plan.fixed, plan.placement, layers)
+        # Of what is reserved by now only the context's is in use.
+        plan.device.open(plan.ledger.reserved_bytes - plan.ledger.used_bytes)
+        kernels = plan.device.make_kernels(memory.allocate)
+        loader = Loader(
+            architecture,
+            config,
+            sparsity,
+            host_file,
+            device_file,
+            host_kernels,
+            kernels,
+            memory,
+            self._reserved.weights,
+        )
+        with plan.device.enqueuing():
+            self.weights: HybridWeights = loader.load(plan.placement, layers)
+        self._host_kernels = host_kernels
+        self._kernels = kernels
+        self._memory = memory
+        self._config = config
+        self._rope: RopeTable | None = None
+        n_tokens, n_layer = plan.fixed.n_tokens, len(plan.sizes.layers)
+        self._buffers = Buffers(plan.device, self._reserved.activations, n_tokens, config.n_embd, n_layer)
+        is_split = any(isinstance(layer, DeviceLayer) and layer.cold is not None for layer in self.weights.layers)
+        self._exchange: Exchange | None = None
+        self._cold_side: ThreadedColdSide | None = None
+        if is_split:
+            self._exchange = Exchange(plan.device, self._reserved.staging, n_tokens, config.n_embd, config.n_ff)
+            self._cold_side = ThreadedColdSide(plan.device, self._exchange)
+        self._executor: HybridExecutor | None = None
+
+    def connect(self, caches: Sequence[LayerCache], table: RopeTable | None) -> None:
+        """Makes the model ready to run, once its caches exist; the table of rotations is brought to the device."""
+        self._rope = None if table is None else self._placed(table)
+        step = DeviceStep(
+            parallel=self._architecture.parallel,
+            device=self.plan.device,
+            kernels=self._kernels,
+            memory=self._memory,
+            buffers=self._buffers,
+            caches=caches,
+            rope=self._rope,
+        )
+        self._executor = HybridExecutor(
+            config=self._config,
+            layers=self.layers,
+            segments=segments_of(self.weights.layers, self.weights.head),
+            step=step,
+            cold_side=self._cold_side,
+            captured_side=self._captured_side(),
+            max_captured=self.plan.sizes.n_slots,
+        )
+
+    @property
+    def executor(self) -> HybridExecutor:
+        """What runs it. Raises ValueError before `connect`."""
+        if self._executor is None:
+            raise ValueError("the model has not been connected to its caches")
+        return self._executor
+
+    @property
+    def n_tokens(self) -> int:
+        """Most tokens of one forward."""
+        return self.plan.fixed.n_tokens
+
+    @property
+    def kv_regions(self) -> dict[int, Region]:
+        """Where keys and values of layers on the device lie, by the engine's own numbering of its layers."""
+        return {index - self.layers.start: region for index, region in self._reserved.kv.items()}
+
+    def forward(self, host_kernels: Kernels, hidden: Tensor | None, step: Step) -> Tensor:
+        """Logits or the residual stream on the CPU, see `HybridExecutor.forward`; hidden: None for the embedding."""
+        if hidden is None:
+            weights = self.weights
+            hidden = embed(host_kernels, self._architecture, weights.token_embd, weights.position_embd, step.batch)
+        with self.plan.device.enqueuing():
+            return self.executor.forward(host_kernels, hidden, step)
+
+    def close(self) -> None:
+        """Ends the thread of the CPU's side."""
+        if self._cold_side is not None:
+            self._cold_side.close()
+
+    def _captured_side(self) -> CapturedColdSide | None:
+        """None where steps are run call by call: as asked, or because the CPU's kernels cannot run without Python."""
+        device = self.plan.device
+        if device.arrangement is Arrangement.EAGER or not can_run(self._host_kernels):
+            return None
+        return CapturedColdSide(device, self._exchange, device.arrangement)
+
+    def _placed(self, table: RopeTable) -> RopeTable:
+        import torch
+
+        def placed(values: Tensor) -> Tensor:
+            return take_tensor(self._reserved.tables, tuple(values.shape), torch.float32).copy_(values)
+
+        return RopeTable(placed(table.cos), placed(table.sin), table.halves)
+
+
+def given(placement: Placement) -> Chooser:
+    """A chooser that has nothing to decide."""
+    return lambda _sizes, _fixed, _left: placement

@@ -1,0 +1,182 @@
+"""A device that is none: CPU memory in the place of a GPU's, so that every split of a model runs anywhere.
+
+Its kernels are the product's own: torch's (the definition), the native ones, or Triton's under its interpreter. Memory,
+transfers and the order of work are those of the executor, which does not know the difference. It is never faster than
+the CPU alone: both are the same processor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from powerinfer_py.errors import OptionError
+from powerinfer_py.gguf.quants import dequantize
+from powerinfer_py.gguf.types import GGMLType
+from powerinfer_py.kernels.interface import Kernels
+from powerinfer_py.kernels.matrix import Matrix
+from powerinfer_py.placement.budget import DeviceMemory
+from powerinfer_py.placement.device_bytes import device_type
+from powerinfer_py.placement.problem import Rates
+from powerinfer_py.placement.rates import assumed_rates
+from powerinfer_py.runtime.hybrid.device import Arrangement, Device, Mark
+from powerinfer_py.runtime.hybrid.device_memory import AllocateTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KERNEL_NAMES = ("torch", "native", "triton")
+
+
+class StandIn(Device):
+    """A stand-in for a GPU.
+
+    kernels: `torch`, `native` (one thread), or `triton`, which needs `TRITON_INTERPRET=1` in the environment before
+    Triton is imported. total_bytes: memory it claims to have. context_bytes: what it claims a context to take.
+    allocate: gives uint8 tensors; for tests that count them. arrangement: a captured step is the same calls again, with
+    the CPU's part started and awaited through C. warms_up: runs what a GPU would load its kernels with. Raises
+    OptionError for other kernels.
+    """
+
+    name = "a stand-in for a GPU (CPU memory)"
+
+    def __init__(
+        self,
+        kernels: str = "torch",
+        *,
+        total_bytes: int = 1 << 40,
+        context_bytes: int = 0,
+        allocate: Callable[[int], Tensor] | None = None,
+        arrangement: Arrangement = Arrangement.EAGER,
+        warms_up: bool = False,
+    ) -> None:
+        if kernels not in KERNEL_NAMES:
+            raise OptionError(f"a stand-in's kernels must be one of {', '.join(KERNEL_NAMES)}, not {kernels!r}")
+        self._kernels = kernels
+        self.arrangement = arrangement
+        self._warms_up = warms_up
+        self._memory = DeviceMemory(total_bytes, total_bytes)
+        self._context_bytes = context_bytes
+        self._give = allocate
+        self.n_synchronised = 0
+
+    def memory(self) -> DeviceMemory:
+        """What it claims to have, all of it free."""
+        return self._memory
+
+    def rates(self, n_threads: int) -> Rates:  # noqa: ARG002  the same for every machine
+        """Those of a GPU and a CPU that were not measured: a stand-in is solved for as for the GPU it stands for."""
+        return assumed_rates()
+
+    def context_bytes(self, warm_up: Callable[[], None]) -> int:
+        """What it claims a context to take; it runs `warm_up` where a test asked for that."""
+        if self._warms_up:
+            warm_up()
+        return self._context_bytes
+
+    def open(self, n_bytes: int) -> None:
+        """Nothing: each part is allocated on its own, so that a debugger or a test sees where it ends."""
+
+    def allocate(self, n_bytes: int) -> Tensor:
+        """uint8 (n_bytes)."""
+        if self._give is not None:
+            return self._give(n_bytes)
+        return self.host_buffer(n_bytes)
+
+    def make_kernels(self, allocate: AllocateTensor) -> Kernels:
+        """The kernels that were asked for."""
+        if self._kernels == "triton":
+            import torch
+
+            from powerinfer_py.kernels.triton.kernels import TritonKernels
+
+            return TritonKernels(torch.device("cpu"), allocate)
+        kernels: Kernels
+        if self._kernels == "native":
+            from powerinfer_py.kernels.cpu import NativeKernels
+
+            kernels = NativeKernels(1)
+        else:
+            from powerinfer_py.kernels.reference import ReferenceKernels
+
+            kernels = ReferenceKernels()
+        _keep_weights_in(allocate, kernels)
+        return kernels
+
+    def host_buffer(self, n_bytes: int) -> Tensor:
+        """uint8 (n_bytes)."""
+        import torch
+
+        return torch.empty(n_bytes, dtype=torch.uint8)
+
+    def enqueuing(self) -> AbstractContextManager[object]:
+        """There is no queue."""
+        return nullcontext()
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        """Copies at once."""
+        target.copy_(source)
+
+    def mark(self) -> Mark:
+        """A mark that has been reached: nothing is ever outstanding."""
+        return _Reached()
+
+    def launch(self, function: int, data: int) -> None:
+        """Calls the function at once, without the GIL."""
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(data)
+
+    def beside(self) -> AbstractContextManager[None]:
+        """Everything is done in the order of the calls."""
+        return nullcontext()
+
+    def rejoin(self) -> None:
+        """Nothing is outstanding."""
+
+    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        """The function itself, called once as a real capture would."""
+        enqueue()
+        return enqueue
+
+    def synchronise(self) -> None:
+        """Counts how often the host would have waited."""
+        self.n_synchronised += 1
+
+
+class _Reached:
+    def __init__(self) -> None:
+        self._at = perf_counter()
+
+    def wait(self) -> None:
+        """Returns at once."""
+
+    def seconds_since(self, earlier: Mark) -> float:
+        """Time between the two."""
+        if not isinstance(earlier, _Reached):
+            raise TypeError("the mark is another device's")
+        return self._at - earlier._at
+
+
+def _keep_weights_in(allocate: AllocateTensor, kernels: Kernels) -> None:
+    """Makes CPU kernels copy every matrix into device memory first, in the type that it has there."""
+    import torch
+
+    make = kernels.matrix
+
+    def matrix(
+        name: str, ggml_type: GGMLType, rows: int, cols: int, data: npt.NDArray[np.uint8], *, pack: bool = False
+    ) -> Matrix:
+        del pack  # a device has an order of its own
+        held = device_type(ggml_type)
+        if held is not ggml_type:
+            data = dequantize(data, ggml_type, rows, cols).astype("<f2").view(np.uint8).reshape(-1)
+        place = allocate((data.size,), torch.uint8)
+        place.copy_(torch.from_numpy(np.array(data)))
+        return make(name, held, rows, cols, place.numpy())
+
+    kernels.matrix = matrix  # type: ignore[method-assign]  # one object's own, whatever its class

@@ -1,0 +1,70 @@
+"""Kernels compile for real GPUs without the interpreter, the hot ones without spilling; rules that they keep to."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import powerinfer_py
+
+ROOT = Path(__file__).parent.parent.parent.parent
+KERNELS = Path(powerinfer_py.__file__).parent / "kernels" / "triton"
+DEFINITION = re.compile(r"^def (\w+)_kernel\(", re.MULTILINE)
+
+
+def sources() -> list[tuple[str, str]]:
+    return [(path.name, path.read_text(encoding="utf-8")) for path in sorted(KERNELS.glob("*.py"))]
+
+
+@pytest.mark.timeout(300)
+def test_every_kernel_compiles_and_no_hot_one_spills(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    records = tmp_path / "records.json"
+    command = [sys.executable, str(ROOT / "tools" / "record_triton_kernels.py"), "--quick", "--json", str(records)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+    result = json.loads(records.read_text())
+    defined = {name for _, text in sources() for name in DEFINITION.findall(text)}
+    assert set(result["kernels"]) == defined
+    assert result["spilled"] == []
+    hot = {(record["kernel"], record["capability"]) for record in result["records"] if record["storage"] == "q4_0"}
+    for kernel in ("linear", "hidden", "down"):
+        assert {cc for name, cc in hot if name == kernel} == {75, 80, 86, 89, 90, 120}
+    for record in result["records"]:
+        assert 0 < record["registers"] <= 255
+        # What a program may have on every one of these without asking for more.
+        assert record["shared_bytes"] <= 99 * 1024
+
+
+def test_the_recorder_refuses_the_interpreter() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "record_triton_kernels.py"), "--quick"]
+    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("unset TRITON_INTERPRET: interpreted kernels are not compiled")
+
+
+@pytest.mark.parametrize(
+    "word", ["inline_asm", "libdevice", "debug_barrier", "atomic_", "autotune", "tl.extra", "device_print"]
+)
+def test_what_kernels_do_without(word: str) -> None:
+    assert [name for name, text in sources() if word in text] == []
+
+
+def test_every_launch_goes_through_one_function() -> None:
+    """Which names `enable_fp_fusion` and leaves early for an empty grid."""
+    launches = [name for name, text in sources() if re.search(r"_?kernel\[", text)]
+    assert launches == ["launch.py"]
+    assert "enable_fp_fusion=fusion" in (KERNELS / "launch.py").read_text()
+
+
+def test_nothing_is_recorded_that_was_not_measured_on_a_device() -> None:
+    from powerinfer_py.kernels.triton import launch
+
+    assert launch.RECORDED == {}

@@ -1,0 +1,92 @@
+"""Weights on the device: the file's bytes, in one allocation of the file's size, in any order of rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers_blocks import random_rows
+from torch import Tensor
+
+from powerinfer_py.errors import UnsupportedError
+from powerinfer_py.gguf.types import GGMLType, row_bytes
+from powerinfer_py.kernels.triton.device_rows import DeviceRows, upload
+
+SIZES: list[int] = []
+
+
+def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    assert dtype is torch.uint8
+    SIZES.append(shape[0])
+    return torch.full(shape, 255, dtype=dtype)
+
+
+def file_bytes(rows: DeviceRows) -> np.ndarray:
+    """Rows as the file stores them, put together again: (rows, bytes)."""
+    n_row = rows.cols // 2 if rows.storage == "q4_0" else rows.cols * rows.values.dtype.itemsize
+    values = rows.values.contiguous().view(torch.uint8).numpy().reshape(rows.rows, n_row)
+    if rows.scales is None:
+        return values
+    n_blocks = rows.cols // 32
+    blocks = values.reshape(rows.rows, n_blocks, n_row // n_blocks)
+    scales = rows.scales.contiguous().view(torch.uint8).numpy().reshape(rows.rows, n_blocks, 2)
+    return np.concatenate([scales, blocks], axis=2).reshape(rows.rows, n_row + 2 * n_blocks)
+
+
+@pytest.mark.parametrize("ggml_type", [GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.Q8_0, GGMLType.Q4_0])
+@pytest.mark.parametrize("ids", [None, [6, 0, 3], []], ids=["all", "some", "none"])
+def test_bytes_are_the_files(ggml_type: GGMLType, ids: list[int] | None) -> None:
+    stored = random_rows(ggml_type, 7, 96)
+    n_row = row_bytes(ggml_type, 96)
+    SIZES.clear()
+    chosen = None if ids is None else np.array(ids, np.int32)
+    rows = upload(ggml_type, 7, 96, stored.data, allocate, chosen)
+    want = stored.data.reshape(7, n_row) if chosen is None else stored.data.reshape(7, n_row)[chosen]
+    assert (file_bytes(rows) == want).all()
+    assert [rows.rows * n_row] == SIZES
+    assert rows.scales is None or rows.scales.data_ptr() % 16 == 0
+
+
+def test_several_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("powerinfer_py.kernels.triton.device_rows._BAND_BYTES", 100)
+    stored = random_rows(GGMLType.Q4_0, 23, 64)
+    rows = upload(GGMLType.Q4_0, 23, 64, stored.data, allocate)
+    assert (file_bytes(rows) == stored.data.reshape(23, -1)).all()
+
+
+def test_other_types_become_f16() -> None:
+    stored = random_rows(GGMLType.Q6_K, 5, 256)
+    rows = upload(GGMLType.Q6_K, 5, 256, stored.data, allocate, np.array([4, 1]))
+    assert rows.storage == "f16"
+    assert (rows.values.numpy() == stored.values[[4, 1]].astype(np.float16)).all()
+
+
+def test_what_f16_cannot_hold_is_refused() -> None:
+    data = random_rows(GGMLType.Q4_1, 2, 32).data.copy()
+    data[:2] = np.array([60000.0], np.float16).view(np.uint8)
+    data[4:20] = 0xFF
+    with pytest.raises(UnsupportedError, match="Q4_1"):
+        upload(GGMLType.Q4_1, 2, 32, data, allocate)
+
+
+@pytest.mark.parametrize("ggml_type", [GGMLType.BF16, GGMLType.Q8_0, GGMLType.Q4_0])
+@pytest.mark.parametrize("factor", [1e-30, 1e-3, 1.0, 1e4])
+def test_the_largest_weight_fits_a_float16(ggml_type: GGMLType, factor: float) -> None:
+    if ggml_type is not GGMLType.BF16 and factor < 1e-3:
+        pytest.skip("the scale of a block cannot be that small")
+    values = (random_rows(GGMLType.F32, 3, 64).values * np.float32(factor)).astype(np.float32)
+    import gguf
+
+    data = gguf.quants.quantize(values, gguf.GGMLQuantizationType(int(ggml_type))).view(np.uint8).reshape(-1)
+    rows = upload(ggml_type, 3, 64, data, allocate)
+    assert np.frexp(rows.half_scale)[0] == 0.5
+    if factor > 1e-30:
+        assert 2.0**12 <= np.abs(values).max() * rows.half_scale <= 2.0**14 * 1.01
+
+
+def test_wrong_calls_are_refused() -> None:
+    data = random_rows(GGMLType.Q8_0, 4, 32).data
+    with pytest.raises(ValueError, match="shape"):
+        upload(GGMLType.Q8_0, 5, 32, data, allocate)
+    with pytest.raises(IndexError, match="4"):
+        upload(GGMLType.Q8_0, 4, 32, data, allocate, np.array([0, 4]))

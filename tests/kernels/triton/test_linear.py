@@ -1,0 +1,175 @@
+"""Products with whole matrices, with chosen rows, sums of rows and lookups against float64, for every storage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers_blocks import random_rows, smallest_cols
+from helpers_kernels import ROUNDOFF, mask_of, matrix_of, same_bits, sum_bound, tokens
+from helpers_triton import DEVICE_IDS, DEVICE_TYPES, nmse, on_device, product_bound, weights_on_device
+
+from powerinfer_py.gguf.types import GGMLType
+from powerinfer_py.kernels.reference import ReferenceKernels
+from powerinfer_py.kernels.triton import launch
+from powerinfer_py.kernels.triton.kernels import TritonKernels
+
+every_type = pytest.mark.parametrize("ggml_type", DEVICE_TYPES, ids=DEVICE_IDS)
+
+
+def shapes(ggml_type: GGMLType) -> list[tuple[int, int]]:
+    block = smallest_cols(ggml_type)
+    if block == 1:
+        return [(1, 1), (5, 33), (70, 519)]
+    return [(1, block), (13, 3 * block), (70, 5 * block)]
+
+
+@every_type
+@pytest.mark.parametrize("n_tokens", [1, 3, 20])
+def test_linear_is_close_to_float64(triton_kernels: TritonKernels, ggml_type: GGMLType, n_tokens: int) -> None:
+    for rows, cols in shapes(ggml_type):
+        stored = random_rows(ggml_type, rows, cols)
+        x, bias = tokens(n_tokens, cols), torch.linspace(-3, 3, rows)
+        y = triton_kernels.linear(
+            matrix_of(triton_kernels, stored), on_device(triton_kernels, x), on_device(triton_kernels, bias)
+        )
+        values = weights_on_device(ggml_type, stored.values)
+        want = x.numpy().astype(np.float64) @ values.T.astype(np.float64) + bias.numpy()
+        bound = product_bound(ggml_type, n_tokens, values, x.numpy()) + ROUNDOFF * np.abs(want)
+        error = np.abs(y.cpu().numpy() - want)
+        assert (error <= bound).all(), (rows, cols, (error / bound).max())
+
+
+@every_type
+def test_tiles_of_a_device(triton_kernels: TritonKernels, ggml_type: GGMLType, device_config: launch.RowConfig) -> None:
+    """The interpreter's own configuration takes 32 rows at once, which leaves no second program."""
+    rows, cols = 2 * device_config.rows + 1, 5 * max(32, smallest_cols(ggml_type))
+    stored, x = random_rows(ggml_type, rows, cols), tokens(2, cols)
+    y = triton_kernels.linear(matrix_of(triton_kernels, stored), on_device(triton_kernels, x)).cpu()
+    values = weights_on_device(ggml_type, stored.values)
+    want = x.numpy().astype(np.float64) @ values.T.astype(np.float64)
+    assert (np.abs(y.numpy() - want) <= product_bound(ggml_type, 2, values, x.numpy())).all()
+
+
+@pytest.mark.parametrize(
+    ("ggml_type", "largest"),
+    [(GGMLType.F16, 1e-12), (GGMLType.BF16, 1e-12), (GGMLType.Q8_0, 4e-7), (GGMLType.Q4_0, 4e-7)],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e20])
+def test_a_prompt_has_the_precision_of_its_storage(
+    triton_kernels: TritonKernels, reference: ReferenceKernels, ggml_type: GGMLType, largest: float, size: float
+) -> None:
+    """NMSE: two halves of activations for F16 and BF16, whatever their size; one for quantised weights."""
+    stored, x = random_rows(ggml_type, 32, 1024), tokens(16, 1024) * size
+    y = triton_kernels.linear(matrix_of(triton_kernels, stored), on_device(triton_kernels, x))
+    assert nmse(y / size, reference.linear(matrix_of(reference, stored), x) / size) < largest
+
+
+@every_type
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+def test_masked_products(triton_kernels: TritonKernels, ggml_type: GGMLType, density: float) -> None:
+    rows, cols, n_tokens = 53, 2 * max(32, smallest_cols(ggml_type)), 3
+    stored, mask = random_rows(ggml_type, rows, cols), mask_of(3, rows, density)
+    poisoned = stored.data.reshape(rows, -1).copy()
+    poisoned[~mask.any(dim=0).numpy()] = 0xFF
+    x, bias = tokens(n_tokens, cols), torch.linspace(-3, 3, rows)
+    matrix = triton_kernels.matrix("w", ggml_type, rows, cols, poisoned.reshape(-1))
+    y, count = triton_kernels.linear_masked(
+        matrix,
+        *(on_device(triton_kernels, tensor) for tensor in (x, mask, bias)),  # type: ignore[arg-type]
+    )
+    values = weights_on_device(ggml_type, stored.values)
+    want = x.numpy().astype(np.float64) @ values.T.astype(np.float64) + bias.numpy()
+    bound = product_bound(ggml_type, n_tokens, values, x.numpy()) + 1e-6
+    error = np.abs(y.cpu().numpy() - np.where(mask.numpy(), want, 0.0))
+    assert (error <= np.where(mask.numpy(), bound, 0.0)).all()
+    assert count == int(mask.count_nonzero())
+
+
+@every_type
+@pytest.mark.parametrize("density", [0.0, 0.2, 1.0])
+def test_sums_of_rows(triton_kernels: TritonKernels, ggml_type: GGMLType, density: float) -> None:
+    rows, cols, n_tokens = 90, 288 if smallest_cols(ggml_type) < 256 else 512, 2
+    stored = random_rows(ggml_type, rows, cols)
+    coefficients = tokens(n_tokens, rows) * mask_of(n_tokens, rows, density)
+    used = (coefficients != 0).any(dim=0).numpy()
+    poisoned = stored.data.reshape(rows, -1).copy()
+    poisoned[~used] = 0xFF
+    matrix = triton_kernels.matrix("w", ggml_type, rows, cols, poisoned.reshape(-1))
+    bias = torch.linspace(-1, 1, cols)
+    y, count = triton_kernels.accumulate_rows(
+        matrix, on_device(triton_kernels, coefficients), on_device(triton_kernels, bias)
+    )
+    w, c = weights_on_device(ggml_type, stored.values).astype(np.float64), coefficients.numpy().astype(np.float64)
+    error = np.abs(y.cpu().numpy() - (c @ w + bias.numpy()))
+    assert (error <= sum_bound(rows, np.abs(c) @ np.abs(w) + 1)).all()
+    assert count == int(coefficients.count_nonzero())
+    again, _ = triton_kernels.accumulate_rows(
+        matrix, on_device(triton_kernels, coefficients), on_device(triton_kernels, bias)
+    )
+    assert same_bits(y.cpu(), again.cpu())
+
+
+def test_sums_of_all_rows_add_zeros_too(triton_kernels: TritonKernels) -> None:
+    stored = random_rows(GGMLType.Q4_0, 70, 64)
+    coefficients = tokens(2, 70) * mask_of(2, 70, 0.5)
+    y, count = triton_kernels.accumulate_rows(
+        matrix_of(triton_kernels, stored), on_device(triton_kernels, coefficients), all_rows=True
+    )
+    assert count == 140
+    assert nmse(y, coefficients.double() @ torch.from_numpy(stored.values).double()) < 1e-12
+
+
+@every_type
+def test_rows_are_looked_up(triton_kernels: TritonKernels, ggml_type: GGMLType) -> None:
+    stored, ids = random_rows(ggml_type, 9, 1280), torch.tensor([8, 0, 3, 3])
+    got = triton_kernels.rows(matrix_of(triton_kernels, stored), on_device(triton_kernels, ids))
+    assert (got.cpu().numpy() == weights_on_device(ggml_type, stored.values)[ids.numpy()]).all()
+
+
+def test_an_id_outside_is_refused_or_nan(triton_kernels: TritonKernels) -> None:
+    matrix = matrix_of(triton_kernels, random_rows(GGMLType.F16, 4, 8))
+    ids = torch.tensor([1, 4])
+    if triton_kernels.device.type == "cpu":
+        with pytest.raises(IndexError, match="row 4"):
+            triton_kernels.rows(matrix, ids)
+    else:
+        got = triton_kernels.rows(matrix, on_device(triton_kernels, ids)).cpu()
+        assert torch.isnan(got[1]).all()
+        assert torch.isfinite(got[0]).all()
+
+
+@every_type
+def test_nan_and_infinity_reach_their_token_alone(triton_kernels: TritonKernels, ggml_type: GGMLType) -> None:
+    matrix = matrix_of(triton_kernels, random_rows(ggml_type, 6, 256))
+    for n_tokens in (3, 6):
+        for value in (float("nan"), float("inf"), -float("inf")):
+            x = tokens(n_tokens, 256)
+            x[1, 131] = value
+            y = triton_kernels.linear(matrix, on_device(triton_kernels, x)).cpu()
+            # A quantised weight can be 0, and 0 times infinity is NaN: nothing of the token stays finite.
+            assert not torch.isfinite(y[1]).any()
+            assert torch.isfinite(y[[0, 2]]).all()
+
+
+def test_empty_shapes(triton_kernels: TritonKernels) -> None:
+    empty = np.zeros(0, np.uint8)
+    none = triton_kernels.matrix("w", GGMLType.F32, 0, 8, empty)
+    assert triton_kernels.linear(none, on_device(triton_kernels, torch.ones(2, 8))).shape == (2, 0)
+    y, count = triton_kernels.accumulate_rows(none, on_device(triton_kernels, torch.ones(2, 0)))
+    assert (y.tolist(), count) == ([[0.0] * 8] * 2, 0)
+    matrix = matrix_of(triton_kernels, random_rows(GGMLType.Q8_0, 3, 32))
+    assert triton_kernels.linear(matrix, on_device(triton_kernels, torch.ones(0, 32))).shape == (0, 3)
+
+
+def test_wrong_tensors_are_refused(triton_kernels: TritonKernels) -> None:
+    matrix = matrix_of(triton_kernels, random_rows(GGMLType.Q8_0, 3, 32))
+    with pytest.raises(TypeError, match="x must be"):
+        triton_kernels.linear(matrix, on_device(triton_kernels, torch.ones(2, 32).double()))
+    with pytest.raises(ValueError, match="shape"):
+        triton_kernels.linear(matrix, on_device(triton_kernels, torch.ones(2, 33)))
+    with pytest.raises(ValueError, match="gaps"):
+        triton_kernels.linear(matrix, on_device(triton_kernels, torch.ones(32, 2)).T)
+    with pytest.raises(ValueError, match="bias"):
+        triton_kernels.linear(matrix, on_device(triton_kernels, torch.ones(2, 32)), torch.ones(4))

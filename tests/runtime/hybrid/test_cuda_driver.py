@@ -1,0 +1,166 @@
+"""The calls to NVIDIA's driver, made to libraries of our own in its place: no GPU is needed, and none is shown to work.
+
+The stand-in for libcuda runs a stream's host functions in order on a thread of its own, as a driver does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from helpers_cold_jobs import Buffers, block_of
+from helpers_kernels import same_bits
+
+from powerinfer_py.errors import DeviceError
+from powerinfer_py.kernels.cold_jobs import host_functions, make_job, make_worker
+from powerinfer_py.kernels.cpu import NativeKernels
+from powerinfer_py.runtime.hybrid.cuda_driver import CudaDriver, Monitor, Usage
+
+CUDA = r"""
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <mutex>
+#include <thread>
+namespace {
+struct Call { void (*function)(void*); void* data; };
+// A stream: calls in order, one after the other, on a thread that the caller does not wait for.
+struct Stream {
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::deque<Call> calls;
+    bool busy = false;
+    Stream() { std::thread([this] { work(); }).detach(); }
+    void work() {
+        std::unique_lock lock(mutex);
+        for (;;) {
+            changed.wait(lock, [this] { return !calls.empty(); });
+            const Call call = calls.front();
+            calls.pop_front();
+            busy = true;
+            lock.unlock();
+            call.function(call.data);
+            lock.lock();
+            busy = false;
+            changed.notify_all();
+        }
+    }
+};
+}
+extern "C" {
+void* stand_in_stream() { return new Stream; }
+void stand_in_synchronise(void* stream) {
+    auto* s = static_cast<Stream*>(stream);
+    std::unique_lock lock(s->mutex);
+    s->changed.wait(lock, [s] { return s->calls.empty() && !s->busy; });
+}
+int cuLaunchHostFunc(void* stream, void (*function)(void*), void* data) {
+    if (!stream) return 400;
+    auto* s = static_cast<Stream*>(stream);
+    { std::lock_guard lock(s->mutex); s->calls.push_back({function, data}); }
+    s->changed.notify_all();
+    return 0;
+}
+int cuInit(unsigned flags) { return flags ? 1 : 0; }
+int cuDeviceGet(int* device, int ordinal) { *device = ordinal + 7; return ordinal < 2 ? 0 : 101; }
+int cuDeviceGetPCIBusId(char* text, int n, int device) {
+    std::strncpy(text, device == 8 ? "0000:0B:00.0" : "0000:0A:00.0", static_cast<unsigned long>(n));
+    return 0;
+}
+}
+"""
+NVML = r"""
+#include <unistd.h>
+#include <cstring>
+extern "C" {
+struct Memory { unsigned long long total, free, used; };
+struct Process { unsigned pid; unsigned long long used; unsigned a, b; };
+int nvmlInit_v2() { return 0; }
+int nvmlDeviceGetHandleByPciBusId_v2(const char* id, void** handle) {
+    *handle = reinterpret_cast<void*>(std::strcmp(id, "0000:0B:00.0") == 0 ? 2ul : 1ul);
+    return 0;
+}
+int nvmlDeviceGetMemoryInfo(void* handle, Memory* memory) {
+    *memory = {24ull << 30, handle == reinterpret_cast<void*>(2ul) ? 20ull << 30 : 1ull, 0};
+    return 0;
+}
+int nvmlDeviceGetComputeRunningProcesses_v3(void* handle, unsigned* count, Process* processes) {
+    if (handle != reinterpret_cast<void*>(2ul)) return 3;
+    processes[0] = {1, 5, 0, 0};
+    processes[1] = {static_cast<unsigned>(getpid()), 432ull << 20, 0, 0};
+    *count = 2;
+    return 0;
+}
+}
+"""
+
+
+def library(folder: Path, name: str, source: str) -> str:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no compiler")
+    (folder / f"{name}.cpp").write_text(source, encoding="utf-8")
+    command = [compiler, "-std=c++17", "-shared", "-fPIC", "-pthread", f"{name}.cpp", "-o", f"{name}.so"]
+    subprocess.run(command, cwd=folder, check=True)
+    return str(folder / f"{name}.so")
+
+
+@pytest.fixture(scope="module")
+def cuda(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return library(tmp_path_factory.mktemp("cuda"), "cuda", CUDA)
+
+
+def test_host_functions_in_a_streams_order(cuda: str) -> None:
+    """Submit, whatever lies between, wait: a layer after the other, from a thread that is not Python's."""
+    import ctypes
+
+    stand_in = ctypes.CDLL(cuda)
+    stand_in.stand_in_stream.restype = ctypes.c_void_p
+    stand_in.stand_in_synchronise.argtypes = (ctypes.c_void_p,)
+    stream = stand_in.stand_in_stream()
+    driver, kernels, worker = CudaDriver(cuda), NativeKernels(2), make_worker()
+    submit, wait, run = host_functions()
+    blocks = [block_of(kernels) for _ in range(3)]
+    buffers = [Buffers(2) for _ in blocks]
+    jobs = [make_job(worker, kernels, block, b.h, b.bits, b.y) for block, b in zip(blocks, buffers, strict=True)]
+    for seed in range(10):
+        masks = [b.fill(seed + 7 * i) for i, b in enumerate(buffers)]
+        for job in jobs:
+            for function in (submit, wait) if seed % 2 else (run,):
+                driver.launch_host_function(stream, function, job.address)
+        stand_in.stand_in_synchronise(stream)
+        assert not worker.take_error()
+        for block, b, mask in zip(blocks, buffers, masks, strict=True):
+            assert same_bits(b.y, kernels.feed_forward_part(block, b.h, mask).y)
+            b.y.fill_(float("nan"))
+    assert torch.isnan(buffers[0].y).all()
+
+
+def test_a_refusal_is_an_error(cuda: str) -> None:
+    with pytest.raises(DeviceError, match=r"cuLaunchHostFunc .error 400"):
+        CudaDriver(cuda).launch_host_function(0, host_functions()[1], 0)
+    with pytest.raises(DeviceError, match=r"cuDeviceGet .error 101"):
+        CudaDriver(cuda).bus_id(5)
+
+
+def test_a_device_is_found_by_its_bus(cuda: str, tmp_path: Path) -> None:
+    nvml = library(tmp_path, "nvml", NVML)
+    driver = CudaDriver(cuda)
+    assert driver.bus_id(1) == b"0000:0B:00.0"
+    monitor = Monitor(driver.bus_id(1), nvml)
+    assert monitor.usage() == Usage(24 << 30, 20 << 30)
+    assert monitor.process_bytes() == 432 << 20
+    # What NVML does not say is not invented.
+    assert Monitor(driver.bus_id(0), nvml).process_bytes() is None
+
+
+def test_a_driver_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="driver cannot be used"):
+        CudaDriver(str(tmp_path / "libcuda.so.1"))
+    empty = library(tmp_path, "empty", f'extern "C" int nothing() {{ return {os.getpid()}; }}')
+    with pytest.raises(DeviceError, match="too old: it has no cuLaunchHostFunc"):
+        CudaDriver(empty)

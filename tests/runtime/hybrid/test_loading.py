@@ -1,0 +1,181 @@
+"""What each side is given of a model: its own neurons alone, in its own types, and no more host memory than that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers_hybrid import CountedStandIn, bound_of, run_sequences, sequences_of, split
+from helpers_logits import TOKENS, nmse
+from helpers_models import edited_copy
+
+from powerinfer_py import LLM
+from powerinfer_py.config import RuntimeOptions, Sparsity
+from powerinfer_py.gguf import BLOCK_LAYOUTS, GGMLType, open_gguf
+from powerinfer_py.gguf.types import row_bytes
+from powerinfer_py.placement.placement import Placement
+from powerinfer_py.runtime import engine as engine_module
+from powerinfer_py.runtime.engine import Engine
+from powerinfer_py.runtime.host_weights import FileWeights
+from powerinfer_py.runtime.hybrid.layers import DeviceLayer
+from powerinfer_py.runtime.hybrid.model import HybridModel, given
+from powerinfer_py.runtime.hybrid.neuron_order import neuron_order
+from powerinfer_py.runtime.hybrid.part_source import chosen_columns, chosen_rows
+
+_NEURONS = ("ffn_gate.weight", "ffn_up.weight", "ffn_down_t.weight")
+
+
+def poisoned(source: Path, target: Path, neurons: Mapping[int, np.ndarray]) -> Path:
+    """A copy with NaN in the rows of these neurons of each layer: in every float16 weight or scale."""
+    with open_gguf(source) as file:
+        infos = dict(file.tensors)
+
+    def edit(name: str, data: np.ndarray) -> np.ndarray:
+        layer, _, kind = name.removeprefix("blk.").partition(".")
+        if kind in _NEURONS:
+            info = infos[name]
+            layout = BLOCK_LAYOUTS[info.ggml_type]
+            wide = layout.n_bytes == 4
+            nan = np.frombuffer((np.float32 if wide else np.float16)(np.nan).tobytes(), np.uint8)
+            table = data.reshape(info.shape[0], row_bytes(info.ggml_type, info.shape[1]) // layout.n_bytes, -1)
+            table[neurons[int(layer)], :, : len(nan)] = nan
+        elif kind in ("ffn_up.bias", "ffn_gate.bias"):
+            data.view("<f4")[neurons[int(layer)]] = np.nan
+        return data
+
+    return edited_copy(source, target, edit)
+
+
+@pytest.mark.parametrize("sparsity", ["predictor", "exact", "dense"])
+@pytest.mark.parametrize("name", ["relu-llama", "bamboo.q4", "relu-falcon", "opt", "arcee"])
+def test_neither_side_reads_the_others_neurons(
+    models: dict[str, Path], name: str, sparsity: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU loads a file with NaN in the hot rows, the device one with NaN in the cold rows."""
+    options = RuntimeOptions(Sparsity(sparsity), threads=2, context_length=32, max_batch=3, vram_budget=1.0)
+    with open_gguf(models[name]) as file:
+        alone = Engine(file, RuntimeOptions(Sparsity(sparsity), threads=2, context_length=32, max_batch=3))
+        sequences = sequences_of(3, alone.config.n_vocab)
+        expected = run_sequences(alone, sequences)
+    placement = split(alone.config, 0.4)
+    n_ff = alone.config.n_ff
+    hot = {i: placed.hot.astype(np.int64) for i, placed in enumerate(placement.layers)}
+    cold = {i: np.setdiff1d(np.arange(n_ff), ids) for i, ids in hot.items()}
+    of_host = poisoned(models[name], tmp_path / "host.gguf", hot)
+    of_device = poisoned(models[name], tmp_path / "device.gguf", cold)
+
+    class TwoFiles(HybridModel):
+        def __init__(self, *args: object) -> None:
+            *before, host, _, kernels = args
+            with open_gguf(of_device) as other:
+                super().__init__(*before, host, FileWeights(other, kernels, options), kernels)
+
+    monkeypatch.setattr(engine_module, "HybridModel", TwoFiles)
+    # What one of the files was asked for is no longer all that the model has.
+    monkeypatch.setattr(FileWeights, "refuse_unused", lambda *_args: None)
+    device = CountedStandIn()
+    with open_gguf(of_host) as file:
+        engine = Engine(file, options, device=device, choose=given(placement))
+    actual = run_sequences(engine, sequences)
+    engine.close()
+    assert np.isfinite(actual).all()
+    assert nmse(actual, expected) < bound_of(name, sparsity)
+
+
+def test_reserved_bytes_are_the_bytes_that_are_held(models: dict[str, Path]) -> None:
+    """For every model and share: the formulas of the ledger are what loading takes, to the byte."""
+    for name, path in models.items():
+        if name.startswith("silu"):
+            continue
+        for share in (0.0, 0.37, 1.0):
+            device = CountedStandIn(context_bytes=12345)
+            choose = lambda sizes, _fixed, _left, share=share: split(sizes.config, share)  # noqa: E731
+            with LLM(path, threads=1, vram_budget=1.0, context_length=32, device=device, choose=choose) as llm:
+                vram = llm.stats.vram
+                assert vram["used_bytes"] == device.live_bytes + 12345
+                names = vram["names"]
+                unused = {key for key, line in names.items() if line["used_bytes"] != line["reserved_bytes"]}
+                # Without a split layer nothing comes up.
+                assert unused <= ({"staging"} if share == 1.0 else set())
+                llm.logits([token % llm.config.n_vocab for token in TOKENS[:3]])
+                assert vram["used_bytes"] == device.live_bytes + 12345
+
+
+def test_host_memory_is_what_is_not_on_the_device(models: dict[str, Path]) -> None:
+    """Cold rows are copied once, packed ones not kept beside their copy; hot ones not at all."""
+    for name in ("relu-falcon", "relu-falcon.q4"):
+        with open_gguf(models[name]) as file:
+            ffn_bytes = sum(info.n_bytes for key, info in file.tensors.items() if key.endswith(_NEURONS))
+        for share in (0.25, 0.75):
+            choose = lambda sizes, _fixed, _left, share=share: split(sizes.config, share)  # noqa: E731
+            with LLM(models[name], threads=1, vram_budget=1.0, device=CountedStandIn(), choose=choose) as llm:
+                assert llm.engine.hybrid is not None
+                held = 0
+                for layer in llm.engine.hybrid.weights.layers:
+                    assert isinstance(layer, DeviceLayer) and layer.cold is not None
+                    weights = layer.cold.weights
+                    for matrix in (weights.up, weights.down):
+                        assert matrix.rows == layer.order.cold.size
+                        held += matrix.rows * matrix.row_bytes
+                        assert matrix.data.base is None or matrix.data.base.nbytes <= matrix.rows * matrix.row_bytes
+                        assert matrix.data.size == (0 if matrix.packed else matrix.rows * matrix.row_bytes)
+            assert held <= 1.1 * (1 - share) * ffn_bytes
+
+
+def test_types_without_device_kernels_become_float16(models: dict[str, Path]) -> None:
+    """K-quants: the ledger knows, and the device holds what the blocks mean."""
+    choose = lambda sizes, _fixed, _left: split(sizes.config, 1.0)  # noqa: E731
+    with LLM(models["silu.k"], threads=1, vram_budget=1.0, device=CountedStandIn(), choose=choose) as llm:
+        assert llm.engine.hybrid is not None
+        layer = llm.engine.hybrid.weights.layers[0]
+        assert isinstance(layer, DeviceLayer)
+        assert layer.hot.weights.up.type is GGMLType.F16
+        assert llm.stats.vram["used_bytes"] <= llm.stats.vram["reserved_bytes"]
+
+
+def test_an_order_leads_back_to_the_file() -> None:
+    order = neuron_order(np.array([1, 4, 5], np.int32), 7)
+    assert order.placed.tolist() == [1, 4, 5, 0, 2, 3, 6]
+    mask = torch.tensor([[True, False, True, False, False, True, False]])
+    assert order.in_file_order(mask).tolist() == [[False, True, False, True, False, True, False]]
+    assert not order.is_file_order
+    assert neuron_order(np.array([0, 1], np.int32), 4).is_file_order
+    assert neuron_order(np.zeros(0, np.int32), 4).is_file_order
+    with pytest.raises(ValueError, match="neuron 7"):
+        neuron_order(np.array([7], np.int32), 7)
+
+
+def test_rows_and_columns_are_chosen_as_bytes() -> None:
+    rows = np.arange(24, dtype=np.uint8)
+    assert chosen_rows(rows, np.array([2, 0]), 4).tolist() == [*range(12, 18), *range(6)]
+    assert chosen_rows(rows, np.arange(4), 4) is rows
+    halves = np.arange(2 * 6, dtype="<f2")
+    columns = chosen_columns(GGMLType.F16, halves.view(np.uint8), np.array([5, 1]), 2, 6)
+    assert columns.view("<f2").tolist() == [5, 1, 11, 7]
+    blocks = np.arange(2 * 3 * 34, dtype=np.uint64).astype(np.uint8)
+    second = chosen_columns(GGMLType.Q8_0, blocks, np.arange(32, 64), 2, 96)
+    assert second.tolist() == [*blocks[34:68], *blocks[136:170]]
+    for wrong in (np.arange(31), np.arange(16, 48), np.r_[0:16, 32:48]):
+        with pytest.raises(ValueError, match="blocks of 32"):
+            chosen_columns(GGMLType.Q8_0, blocks, wrong, 2, 96)
+
+
+def test_the_warm_up_leaves_nothing_behind(models: dict[str, Path]) -> None:
+    """It runs every shape on memory that is free again before the model is loaded, whatever the architecture."""
+    for name in ("relu-llama.q4", "relu-falcon", "opt", "silu"):
+        device = CountedStandIn()
+        device._warms_up = True
+        seen: list[int] = []
+
+        def choose(
+            sizes: object, _fixed: object, _left: int, seen: list[int] = seen, device: CountedStandIn = device
+        ) -> Placement:
+            seen.append(device.live_bytes)
+            return split(sizes.config, 0.0)  # type: ignore[attr-defined]
+
+        with LLM(models[name], threads=1, vram_budget=1.0, context_length=64, device=device, choose=choose) as llm:
+            assert np.isfinite(llm.logits(TOKENS[:3] if name != "silu" else [1, 2, 3])).all()
+        assert seen == [0]
