@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -39,6 +40,8 @@ CLASSIFIERS = {
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
     "Python Software Foundation License": "PSF-2.0",
 }
+# Stated in a file beside the code alone.
+IN_A_FILE = {"atheris": "Apache-2.0"}
 # torch's CUDA libraries, which its wheels for NVIDIA devices bring along; they may be used and not passed on changed.
 PROPRIETARY = re.compile(r"nvidia-.*|cuda-.*")
 # Installed by the Makefile and named by no requirement.
@@ -66,6 +69,7 @@ def pins() -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in pairs}
 
 
+@cache
 def installed() -> dict[str, metadata.Distribution]:
     """What is installed of the declared names, the tools, and all that they need."""
     found: dict[str, metadata.Distribution] = {}
@@ -93,7 +97,8 @@ def licence(distribution: metadata.Distribution) -> str:
         return str(expression)
     names = [line.split("::")[-1].strip() for line in fields.get_all("Classifier", []) if line.startswith("License ::")]
     known = sorted({CLASSIFIERS[name] for name in names if name in CLASSIFIERS})
-    return " AND ".join(known) or str(fields.get("License", "unknown")).splitlines()[0]
+    stated = IN_A_FILE.get(canonicalize_name(fields["Name"]), "unknown")
+    return " AND ".join(known) or str(fields.get("License", stated)).splitlines()[0]
 
 
 def table() -> str:
@@ -106,6 +111,7 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+@cache
 def listed() -> dict[str, str]:
     rows = re.findall(r"^\| ([a-z0-9-]+) \| ([^|]+) \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     return dict(rows)

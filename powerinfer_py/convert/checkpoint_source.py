@@ -7,7 +7,7 @@ before a byte is written.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -94,7 +94,8 @@ def plan_checkpoint(
     tensors: list[OutputTensor] = []
     if not options.vocab_only:
         plan = plan_tensors(checkpoint, family, facts, dense=options.dense)
-        tensors = _tensors(plan, family, facts, predictors, options, quantise, remark)
+        made = _tensors(plan, family, facts, predictors, options, quantise, remark)
+        tensors = [replace(tensor, watches=checkpoint.watches) for tensor in made]
         if not options.dense:
             threshold = facts.fatrelu_threshold
             for limit in powerinfer_limits(family.architecture, facts.n_ff, facts.activation, threshold, tensors):

@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -115,7 +115,7 @@ def plan_gguf(
     if predictor_dir is not None:
         predictors = read_predictors(predictor_dir, layout.n_layer, layout.n_embd, layout.n_ff)
     request = _Request(file, layout, dense, outtype, known, threshold, predictors, quantise, remark)
-    tensors = _tensors(request)
+    tensors = [replace(tensor, watches=file.watches) for tensor in _tensors(request)]
     if not dense:
         for limit in powerinfer_limits(layout.architecture, layout.n_ff, known, threshold, tensors):
             remark(limit)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from powerinfer_py.gguf import GGMLType, GGUFWriter, MetadataEntry, row_bytes
+from powerinfer_py.gguf.file_watch import FileWatch
 from powerinfer_py.gguf.writer import Chunk
 
 _Item = TypeVar("_Item")
@@ -23,12 +24,16 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """A tensor to be written: `chunks` yields its bytes in order, each chunk C-contiguous."""
+    """A tensor to be written: `chunks` yields its bytes in order, each chunk C-contiguous.
+
+    watches: of the mapped files that it is made from, which must not change until it is written.
+    """
 
     name: str
     ggml_type: GGMLType
     shape: tuple[int, ...]
     chunks: Callable[[], Iterable[Chunk]]
+    watches: tuple[FileWatch, ...] = ()
 
     @property
     def n_bytes(self) -> int:
@@ -48,7 +53,10 @@ def write_model(
     tensors: Sequence[OutputTensor],
     progress: Progress = lambda _: None,
 ) -> None:
-    """Writes the file; under its name there is nothing new until it is whole. magic: "GGUF" or "PWRI"."""
+    """Writes the file; under its name there is nothing new until it is whole. magic: "GGUF" or "PWRI".
+
+    Raises FileFormatError where a file that a tensor is made from was written to meanwhile.
+    """
     with GGUFWriter(path, magic) as writer:
         for entry in metadata:
             writer.add_entry(entry)
@@ -56,6 +64,8 @@ def write_model(
             writer.add_tensor(tensor.name, tensor.ggml_type, tensor.shape)
         for tensor in tensors:
             writer.write_tensor(tensor.name, reported(ahead(tensor.chunks()), progress))
+            for watch in tensor.watches:
+                watch.require_unchanged()
 
 
 def ahead(items: Iterable[_Item]) -> Iterator[_Item]:

@@ -149,6 +149,7 @@ def quantise_model(
             error = errors.setdefault(name, _SquaredError()) if report else None
             writer.write_tensor(name, reported(_quantised(file, tensor, quantizer, error), progress))
             file.release(name)
+        file.require_unchanged()
     return {name: error.nmse for name, error in errors.items()}
 
 

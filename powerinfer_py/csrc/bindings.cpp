@@ -242,8 +242,9 @@ NB_MODULE(_native, m) {
     m.def("available_isas", &available_isas);
     m.def("report_file_faults", &report_file_faults);
     nb::class_<Matrix>(m, "Matrix")
-        .def(nb::init<Bytes, int, int64_t, int64_t>(), nb::arg("data").noconvert(), nb::arg("type_id"),
-             nb::arg("rows"), nb::arg("cols"))
+        .def(nb::init<Bytes, int, int64_t, int64_t, bool>(), nb::arg("data").noconvert(), nb::arg("type_id"),
+             nb::arg("rows"), nb::arg("cols"), nb::arg("packed") = false)
+        .def("to_bytes", &Matrix::to_bytes)
         .def_prop_ro("packed", [](const Matrix& matrix) { return matrix.weights.packed; })
         .def_prop_ro("rows", [](const Matrix& matrix) { return matrix.weights.rows; })
         .def_prop_ro("cols", [](const Matrix& matrix) { return matrix.weights.cols; });

@@ -86,7 +86,8 @@ inline std::shared_ptr<uint8_t> pages(size_t n_bytes) {
 
 class Matrix {
 public:
-    Matrix(Bytes data, int type_id, int64_t rows, int64_t cols) : data_(std::move(data)) {
+    // packed: `data` are the packed rows of a matrix of that type.
+    Matrix(Bytes data, int type_id, int64_t rows, int64_t cols, bool packed) : data_(std::move(data)) {
         const BlockLayout& layout = layout_of(type_id);
         // The lists of accumulate_rows keep row numbers in 32 bits.
         require(rows >= 0 && rows < (int64_t{1} << 31), "rows must be in [0, 2^31)");
@@ -94,17 +95,21 @@ public:
         const Bytes& bytes = *data_;
         require(cols % layout.n_weights == 0, "cols is no multiple of the block of the weight type");
         const int64_t row_bytes = cols / layout.n_weights * layout.n_bytes;
-        const uint64_t wanted = static_cast<uint64_t>(rows) * static_cast<uint64_t>(row_bytes);
+        weights = {bytes.data(), layout.type, rows, cols, row_bytes};
+        if (packed) {
+            weights = packed_form(weights);
+            require(weights.packed, kNotPacked);
+        }
+        const uint64_t wanted = static_cast<uint64_t>(rows) * static_cast<uint64_t>(weights.row_bytes);
         if (bytes.size() != wanted)
             refuse("data has " + std::to_string(bytes.size()) + " bytes, not " + std::to_string(wanted));
-        weights = {bytes.data(), layout.type, rows, cols, row_bytes};
     }
 
     // Room for the packed rows of `stored`, to be filled by pack().
     static Matrix packed_like(const Matrix& stored) {
         require(!stored.weights.packed, "the matrix is packed already");
         WeightMatrix weights = packed_form(stored.weights);
-        require(weights.packed, "only Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K can be packed");
+        require(weights.packed, kNotPacked);
         Matrix packed(stored);
         packed.data_.reset();
         packed.owned_ = pages(static_cast<size_t>(weights.rows * weights.row_bytes));
@@ -115,9 +120,15 @@ public:
 
     uint8_t* owned() { return owned_.get(); }
 
+    // A copy of the rows as they are read.
+    nb::bytes to_bytes() const {
+        return nb::bytes(weights.data, static_cast<size_t>(weights.rows * weights.row_bytes));
+    }
+
     WeightMatrix weights;
 
 private:
+    static constexpr const char* kNotPacked = "only Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K can be packed";
     std::optional<Bytes> data_;       // keeps the memory alive
     std::shared_ptr<uint8_t> owned_;  // or is the memory
 };

@@ -31,7 +31,6 @@ TextCallback = Callable[[int, int, str], None]
 class DecodeLoop:
     """Runs prompts to their end. `on_text(prompt_index, completion_index, piece)` hears every new piece of text.
 
-    require_unchanged: raises where the weights of the last forward may not have been the model's.
     explanation: watches every forward.
     """
 
@@ -42,11 +41,9 @@ class DecodeLoop:
         stats: Stats,
         on_text: TextCallback | None = None,
         cancel: threading.Event | None = None,
-        require_unchanged: Callable[[], None] = lambda: None,
         explanation: Explanation | None = None,
     ) -> None:
         self._engine = engine
-        self._require_unchanged = require_unchanged
         self._tokenizer = tokenizer
         self._stats = stats
         self._on_text = on_text
@@ -80,8 +77,6 @@ class DecodeLoop:
         logits = self._engine.forward(batch, observer=self._explanation)
         if self._explanation is not None:
             self._explanation.end()
-        # After the weights were read and before anything comes of it: a changed file gives an error, never wrong text.
-        self._require_unchanged()
         self._stats.add_forward(perf_counter() - started, n_prompt, len(batch) - n_prompt)
         self._sample(sampled, logits)
 

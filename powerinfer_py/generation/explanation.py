@@ -114,7 +114,7 @@ class Explanation:
         return Phase.DECODE if self.phases[Phase.DECODE].tokens else Phase.PROMPT
 
     def layers(self, phase: Phase) -> list[dict[str, Any]]:
-        """Of each layer: shares of its neurons that fired and were computed for a token, on average, and seconds a token.
+        """Of each layer: the mean share of its neurons that fired and were computed for a token, and seconds a token.
 
         gpu_share, cpu_share: of the gate, up and down rows that were read, those on the GPU and the others.
         """

@@ -35,7 +35,6 @@ from powerinfer_py.generation.sequence import Prompt
 from powerinfer_py.generation.stats import Stats
 from powerinfer_py.generation.turn import Turn
 from powerinfer_py.gguf import open_gguf
-from powerinfer_py.gguf.file_watch import FileWatch
 from powerinfer_py.kernels.file_faults import report_file_faults
 from powerinfer_py.models.batch import ForwardBatch
 from powerinfer_py.runtime.engine import Engine
@@ -61,7 +60,8 @@ class LLM:
     goes where; None for the GPU index, or the solver. Further keywords are fields of `RuntimeOptions`, such as
     cache_type_k="q8_0". Raises FileFormatError,
     ModelError, UnsupportedError, TokenizerError for the file, OptionError, ContextError and DeviceError for the
-    options.
+    options; later calls raise FileFormatError where the file was written to since. A file that is cut short while it is
+    mapped ends the process with exit code 1 and one line, unless the program handles SIGBUS itself.
     """
 
     def __init__(
@@ -102,9 +102,6 @@ class LLM:
         finally:
             # The map lives as long as a weight is read from it.
             file.close()
-        # A copy was read once, and has to be that of the file that was checked.
-        _require_unchanged(file.watches)
-        self._watches = file.watches if self.options.use_mmap else ()
         self.stats = Stats(self.engine.activity, load_s=perf_counter() - started, vram=self.engine.vram)
         self.last: Completion | None = None
 
@@ -169,7 +166,6 @@ class LLM:
                 positions = torch.arange(start, start + len(chunk))
                 batch = ForwardBatch(chunk, positions, torch.zeros_like(chunk))
                 result[start : start + len(chunk)] = self.engine.forward(batch, observer=observer).numpy()
-            _require_unchanged(self._watches)
         return result
 
     def generate(
@@ -245,9 +241,6 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _check_files(self) -> None:
-        _require_unchanged(self._watches)
-
     def _chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         if self.chat_template is None:
             raise ChatTemplateError("the file has no chat template: use a plain prompt")
@@ -290,7 +283,7 @@ class LLM:
             return []
         with self._turn:
             self._make_room(requests)
-            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel, self._check_files, explanation)
+            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel, explanation)
             for _ in loop.steps(requests):
                 pass
             self.last = loop.completions[-1]
@@ -317,14 +310,9 @@ class LLM:
             self.last = None
             self._make_room([request])
             on_text: TextCallback = lambda _prompt, _completion, piece: pieces.append(piece)  # noqa: E731
-            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel, self._check_files, explanation)
+            loop = DecodeLoop(self.engine, self.tokenizer, self.stats, on_text, cancel, explanation)
             for _ in loop.steps([request]):
                 yield from pieces
                 pieces.clear()
             yield from pieces
             self.last = loop.completions[0]
-
-
-def _require_unchanged(watches: Sequence[FileWatch]) -> None:
-    for watch in watches:
-        watch.require_unchanged()

@@ -69,6 +69,11 @@ class GGUFFile(TypedMetadata):
         if n_bytes > 0 and self.shards and hasattr(mmap, "MADV_DONTNEED"):
             self.shards[info.file_index].map.madvise(mmap.MADV_DONTNEED, start, n_bytes)
 
+    def require_unchanged(self) -> None:
+        """Raises FileFormatError where one of the files was written to or cut since it was opened."""
+        for watch in self.watches:
+            watch.require_unchanged()
+
     def close(self) -> None:
         """Lets go of the files; a second call does nothing. Views that still exist keep their map alive."""
         self.shards = ()

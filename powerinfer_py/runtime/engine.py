@@ -6,12 +6,14 @@ engines can live in one process; a pipeline over ranges is a composition of engi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from powerinfer_py.config import ModelConfig, RuntimeOptions, Sparsity
 from powerinfer_py.errors import ContextError, OptionError
 from powerinfer_py.gguf import GGUFFile
+from powerinfer_py.gguf.file_watch import FileWatch
 from powerinfer_py.kernels import fallback_notices, make_kernels
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.kernels.matrix import RopeTable
@@ -93,6 +95,9 @@ class Engine:
         self._rope = self._make_rope(n_ctx, self._frequency_factors)
         if self.hybrid is not None:
             self.hybrid.connect(self.cache.layers, self._rope)
+        # Weights that were copied have to be those of the file that was checked; mapped ones are read at every step.
+        _require_unchanged(file.watches)
+        self._watches = file.watches if options.use_mmap else ()
 
     @property
     def n_ctx(self) -> int:
@@ -140,7 +145,8 @@ class Engine:
         """Runs the engine's layers over a batch and notes its tokens in the cache.
 
         hidden: (T, n_embd) from the engine before this one; None where this one holds layer 0. Returns logits
-        (K, n_vocab) where the last layer is this engine's, else the residual stream (T, n_embd).
+        (K, n_vocab) where the last layer is this engine's, else the residual stream (T, n_embd). Raises FileFormatError
+        where the file was written to since it was opened, for then nothing that was computed can be trusted.
         """
         if hidden is None and self.layers.start > 0:
             raise ValueError(f"layers {self.layers} need the residual stream of those before them")
@@ -167,6 +173,8 @@ class Engine:
             result = self.transformer.run_layers(kernels, x, step)
             if self.layers.stop == self.config.n_layer:
                 result = self.transformer.head(kernels, result, batch)
+        # After the weights were read, before anything comes of them.
+        _require_unchanged(self._watches)
         for slot, token in zip(batch.slots.tolist(), batch.token_ids.tolist(), strict=True):
             self.cache.append(slot, (token,))
         return result
@@ -233,6 +241,11 @@ class Engine:
             return None
         halves = self.architecture.positions is PositionKind.ROPE_HALVES
         return rope_table(self.config.rope, n_ctx, halves=halves, frequency_factors=factors)
+
+
+def _require_unchanged(watches: Sequence[FileWatch]) -> None:
+    for watch in watches:
+        watch.require_unchanged()
 
 
 def _make_kernels(options: RuntimeOptions) -> tuple[Kernels, Kernels]:

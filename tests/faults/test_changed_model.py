@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,13 @@ from faults.conftest import Workshop
 from faults.zygote import Run
 
 from powerinfer_py import LLM, SamplingParams
+from powerinfer_py.convert.checkpoint_source import CheckpointOptions, convert_checkpoint
+from powerinfer_py.convert.gguf_source import convert_gguf
+from powerinfer_py.convert.quantise import plan_quantisation, quantise_model
 from powerinfer_py.errors import FileFormatError
-from powerinfer_py.gguf import open_gguf
+from powerinfer_py.gguf import GGMLType, open_gguf
+from powerinfer_py.gguf.quantisation import quantize
+from powerinfer_py.runtime import engine
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
@@ -61,10 +67,8 @@ def test_written_to_while_text_is_streamed(model: Path) -> None:
 
 
 def test_written_to_while_it_was_loaded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from powerinfer_py.generation import llm
-
-    load = llm.load_tokenizer
-    monkeypatch.setattr(llm, "load_tokenizer", lambda metadata: (overwrite(model), load(metadata))[1])
+    resolve = engine.resolve_sparsity
+    monkeypatch.setattr(engine, "resolve_sparsity", lambda *given: (overwrite(model), resolve(*given))[1])
     for use_mmap in (True, False):
         with pytest.raises(FileFormatError, match="changed while it was in use"):
             LLM(model, threads=1, use_mmap=use_mmap)
@@ -97,6 +101,37 @@ def test_a_watch_keeps_no_file_open_for_good(model: Path) -> None:
     assert len([*open_files.iterdir()]) <= before + 1
 
 
+def convert_model(folder: Path, out: Path, progress: Callable[[int], None]) -> None:
+    options = {"outtype": None, "dense": False, "activation": None, "fatrelu_threshold": None}
+    convert_gguf(folder / "model.gguf", FIXTURES / "bamboo-predictor", out, **options, progress=progress)  # type: ignore[arg-type]
+
+
+def convert_folder(folder: Path, out: Path, progress: Callable[[int], None]) -> None:
+    convert_checkpoint(folder, None, out, CheckpointOptions(), progress=progress)
+
+
+def quantise_file(folder: Path, out: Path, progress: Callable[[int], None]) -> None:
+    with open_gguf(folder / "model.gguf") as file:
+        quantise_model(plan_quantisation(file, GGMLType.Q4_0), out, quantize, progress)
+
+
+@pytest.mark.parametrize("convert", [convert_model, convert_folder, quantise_file])
+def test_written_to_while_it_is_converted(convert: Callable[..., None], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(FIXTURES / "bamboo", tmp_path / "source"))
+    shutil.copy(FIXTURES / "bamboo.powerinfer.gguf", folder / "model.gguf")
+    out = tmp_path / "out"
+    convert(folder, out, lambda _n_bytes: None)
+    out.unlink()
+
+    def progress(_n_bytes: int) -> None:
+        overwrite(folder / "model.gguf")
+        overwrite(folder / "model.safetensors")
+
+    with pytest.raises(FileFormatError, match="changed while it was in use"):
+        convert(folder, out, progress)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 @pytest.mark.parametrize("repack", [True, False])
 def test_cut_while_the_command_generates(repack: bool, model: Path, workshop: Workshop, tmp_path: Path) -> None:
     out, errors = tmp_path / "out", tmp_path / "errors"
@@ -123,6 +158,7 @@ def test_cut_while_the_command_generates(repack: bool, model: Path, workshop: Wo
 CUT = """
 import os, sys
 from powerinfer_py.gguf import open_gguf
+from powerinfer_py.runtime import engine
 from powerinfer_py.kernels.file_faults import report_file_faults
 assert report_file_faults() and report_file_faults()
 file = open_gguf(sys.argv[1])

@@ -81,7 +81,7 @@ def _profile(inputs: Path, output: Path) -> list[str]:
 
 def _train(inputs: Path, output: Path) -> list[str]:
     argv = ["-m", str(inputs / "model.gguf"), "-f", str(inputs / "text.txt"), "-o", str(output)]
-    return [*argv, "--tokens", "640", "--window", "32", "--epochs", "1", "--rank", "8", "-t", "1"]
+    return [*argv, "--tokens", "320", "--window", "32", "--epochs", "1", "--rank", "4", "-t", "1"]
 
 
 def _gpuidx(inputs: Path, output: Path) -> list[str]:

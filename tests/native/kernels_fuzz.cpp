@@ -44,7 +44,12 @@ public:
 
 private:
     int64_t below(int64_t end) { return static_cast<int64_t>(random_.next() % static_cast<uint64_t>(end)); }
-    int64_t pick(std::initializer_list<int64_t> values) { return values.begin()[below(static_cast<int64_t>(values.size()))]; }
+    int64_t pick(std::initializer_list<int64_t> values) {
+        return values.begin()[below(static_cast<int64_t>(values.size()))];
+    }
+    const Layout& any_layout() {
+        return layouts()[static_cast<size_t>(below(static_cast<int64_t>(layouts().size())))];
+    }
     bool chance() { return random_.next() & 1; }
     int threads() { return static_cast<int>(2 + below(7)); }
 
@@ -92,9 +97,10 @@ private:
     }
 
     void products() {
-        const Layout& layout = layouts()[static_cast<size_t>(below(static_cast<int64_t>(layouts().size())))];
+        const Layout& layout = any_layout();
         const int64_t rows_of_matrix = pick({0, 1, 2, 7, 15, 16, 17, 31, 40, 257});
-        const int64_t cols = layout.n_weights * (layout.n_weights == 1 ? pick({1, 3, 7, 8, 15, 16, 31, 33, 70}) : pick({1, 2, 3, 5}));
+        const bool plain = layout.n_weights == 1;
+        const int64_t cols = layout.n_weights * (plain ? pick({1, 3, 7, 8, 15, 16, 31, 33, 70}) : pick({1, 2, 3, 5}));
         const PlacedWeights w = weights(layout, rows_of_matrix, cols);
         const Placed<float> x = values(n_tokens_ * cols), coefficients = values(n_tokens_ * rows_of_matrix);
         const Placed<float> row_bias = values(rows_of_matrix), col_bias = values(cols);
@@ -135,25 +141,30 @@ private:
         const Placed<float> x = values(n_tokens_ * n), weight = values(n), bias = values(n);
         const bool subtract_mean = chance();
         same<float>(n_tokens_ * n, "norm", [&](float* y, Executor& executor) {
-            norm({x.data(), weight.data(), subtract_mean ? bias.data() : nullptr, y, n_tokens_, n, 1e-5f, subtract_mean}, executor);
+            const float* added = subtract_mean ? bias.data() : nullptr;
+            norm({x.data(), weight.data(), added, y, n_tokens_, n, 1e-5f, subtract_mean}, executor);
         });
-        const int64_t n_head = 1 + below(5), head_dim = 1 + below(70), n_rot = below(head_dim / 2 + 1) * 2, n_ctx = 1 + below(40);
+        const int64_t n_head = 1 + below(5), head_dim = 1 + below(70), n_ctx = 1 + below(40);
+        const int64_t n_rot = below(head_dim / 2 + 1) * 2;
         const Placed<float> heads = values(n_tokens_ * n_head * head_dim);
         const Placed<float> cos = values(n_ctx * n_rot / 2), sin = values(n_ctx * n_rot / 2);
         const Placed<int64_t> positions = indices(n_tokens_, n_ctx);
         const bool halves = chance();
         same<float>(n_tokens_ * n_head * head_dim, "rope", [&](float* y, Executor& executor) {
-            rope({heads.data(), positions.data(), cos.data(), sin.data(), y, n_tokens_, n_head, head_dim, n_rot, halves}, executor);
+            const RopeJob job{heads.data(), positions.data(), cos.data(), sin.data(), y,
+                              n_tokens_,    n_head,           head_dim,   n_rot,      halves};
+            rope(job, executor);
         });
     }
 
     void quantisation() {
-        const Layout& layout = layouts()[static_cast<size_t>(below(static_cast<int64_t>(layouts().size())))];
+        const Layout& layout = any_layout();
         if (!can_quantise(layout.type)) return;
         const int64_t n_blocks = pick({0, 1, 2, 17, 130});
         const Placed<float> x = values(n_blocks * layout.n_weights);
         same<uint8_t>(n_blocks * layout.n_bytes, "quantise", [&](uint8_t* out, Executor& executor) {
-            const QuantiseJob job{layout.type, x.data(), n_blocks * layout.n_weights, layout.n_weights, layout.n_bytes, out};
+            const QuantiseJob job{layout.type,      x.data(),       n_blocks * layout.n_weights,
+                                  layout.n_weights, layout.n_bytes, out};
             // A type may refuse a value at any moment; what it had written by then may differ.
             if (!quantise(job, executor)) std::memset(out, 0, static_cast<size_t>(n_blocks * layout.n_bytes));
         });
@@ -165,17 +176,19 @@ private:
         const int64_t n_ctx = (n_tokens_ + n_slots - 1) / n_slots + 1 + below(4);
         const WeightType type = chance() ? WeightType::F16 : WeightType::Q8_0;
         const int64_t step = type == WeightType::Q8_0 ? 32 : 1;
-        const int64_t head_dim = step * (1 + below(type == WeightType::Q8_0 ? 3 : 70)), head_dim_v = head_dim;
+        const int64_t head_dim = step * (1 + below(step == 32 ? 3 : 70)), head_dim_v = head_dim;
         std::vector<int64_t> places(static_cast<size_t>(n_slots * n_ctx));
         std::iota(places.begin(), places.end(), 0);
-        for (size_t i = places.size(); i > 1; i--) std::swap(places[i - 1], places[static_cast<size_t>(below(static_cast<int64_t>(i)))]);
+        for (size_t i = places.size(); i > 1; i--)
+            std::swap(places[i - 1], places[static_cast<size_t>(below(static_cast<int64_t>(i)))]);
         Placed<int64_t> slots(n_tokens_, below(4)), positions(n_tokens_, below(4));
         for (int64_t t = 0; t < n_tokens_; t++) {
             slots.data()[t] = places[static_cast<size_t>(t)] / n_ctx;
             positions.data()[t] = places[static_cast<size_t>(t)] % n_ctx;
         }
         const Placed<float> q = values(n_tokens_ * n_head * head_dim);
-        const Placed<float> k = values(n_tokens_ * n_head_kv * head_dim), v = values(n_tokens_ * n_head_kv * head_dim_v);
+        const Placed<float> k = values(n_tokens_ * n_head_kv * head_dim);
+        const Placed<float> v = values(n_tokens_ * n_head_kv * head_dim_v);
         const CacheRows like = cache_rows(nullptr, type, head_dim);
         const int64_t cache_bytes = n_slots * n_head_kv * n_ctx * like.row_bytes;
         same<float>(n_tokens_ * n_head * head_dim_v, "attention", [&](float* y, Executor& executor) {
@@ -184,9 +197,9 @@ private:
             std::memset(own_values.data(), 0, static_cast<size_t>(cache_bytes));
             const CacheRows k_cache{reinterpret_cast<uint8_t*>(keys.data()), type, like.row_bytes};
             const CacheRows v_cache{reinterpret_cast<uint8_t*>(own_values.data()), type, like.row_bytes};
-            attention({q.data(), k.data(), v.data(), k_cache, v_cache, slots.data(), positions.data(), y, n_tokens_, n_head,
-                       n_head_kv, n_ctx, head_dim, head_dim_v, 0.125f},
-                      executor);
+            const AttentionJob job{q.data(),  k.data(), v.data(),  k_cache, v_cache,  slots.data(), positions.data(), y,
+                                   n_tokens_, n_head,   n_head_kv, n_ctx,   head_dim, head_dim_v,   0.125f};
+            attention(job, executor);
             keys.check_guards();
             own_values.check_guards();
         });

@@ -43,6 +43,11 @@ def test_every_operation_for_any_number_of_threads_and_callers(program: Path) ->
     assert lines == [f"{isa}: 13 weight types" for isa in _native.available_isas()]
 
 
+def test_random_shapes_index_lists_and_alignments(program: Path) -> None:
+    lines = run(program.with_name("kernels_fuzz"), "40").splitlines()
+    assert lines == [f"{isa}: 40 rounds" for isa in _native.available_isas()]
+
+
 def test_a_weight_type_that_does_not_exist_is_refused(program: Path) -> None:
     done = subprocess.run([program, "Q9_9"], capture_output=True, text=True, check=False)
     assert done.returncode == 1

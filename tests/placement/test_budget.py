@@ -154,3 +154,12 @@ def test_no_sequence_of_calls_exceeds_the_budget() -> None:
         assert ledger.reserved_bytes == sum(r.n_bytes for r in held) <= 10_000
         assert ledger.used_bytes == sum(r.used_bytes for r in held)
     assert refused > 100
+
+
+def test_negative_bytes_are_a_defect_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="a budget of -1 bytes"):
+        Ledger(-1)
+    ledger = Ledger(100)
+    with pytest.raises(ValueError, match="staging: -1 bytes"):
+        ledger.reserve("staging", -1)
+    assert ledger.free_bytes == 100

@@ -19,8 +19,8 @@ def explanation_lines(explanation: Explanation) -> list[str]:
     tokens = explanation.phases[phase].tokens
     kind = "decoded" if phase == "decode" else "of the prompt"
     return [
-        f"mean of {tokens} token{'s' * (tokens != 1)} {kind}, {explanation.n_ff} neurons a layer; on GPU, on CPU: of the "
-        "rows read; times are those of a watched run",
+        f"mean of {tokens} token{'s' * (tokens != 1)} {kind}, {explanation.n_ff} neurons a layer; on GPU, on CPU: of "
+        "the rows read; times are those of a watched run",
         _HEAD,
         *(_line(str(row["layer"]), row) for row in rows),
         _line("all", mean),

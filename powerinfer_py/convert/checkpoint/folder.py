@@ -16,6 +16,7 @@ from powerinfer_py.convert.checkpoint.stored_tensor import StoredTensor
 from powerinfer_py.convert.checkpoint.torch_file import read_torch_file
 from powerinfer_py.convert.json_file import JsonObject, load_object
 from powerinfer_py.errors import FileFormatError, printable
+from powerinfer_py.gguf.file_watch import FileWatch
 
 _Reader = Callable[[Path], dict[str, StoredTensor]]
 # In the order in which transformers looks for them.
@@ -39,6 +40,12 @@ class Checkpoint:
         Raises FileFormatError naming the file at fault. Time and memory are proportional to headers, not to weights.
         """
         return MappingProxyType(_read_tensors(self.folder))
+
+    @property
+    def watches(self) -> tuple[FileWatch, ...]:
+        """Of the files with tensors, which must not change until all is read."""
+        files = {id(tensor.file): tensor.file for tensor in self.tensors.values()}
+        return tuple(file.watch for file in files.values())
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from powerinfer_py.convert.regular_file import open_regular
 from powerinfer_py.errors import FileFormatError, UnsupportedError, printable
 from powerinfer_py.gguf import BLOCK_LAYOUTS, GGMLType
+from powerinfer_py.gguf.file_watch import FileWatch
 
 # Beyond this a shape is nonsense, and sizes computed from it prove nothing.
 MAX_DIMS = 8
@@ -23,7 +24,7 @@ MAX_ELEMENTS = 1 << 40
 
 
 class MappedFile:
-    """A file mapped for reading."""
+    """A file mapped for reading, and watched from before that."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,6 +33,7 @@ class MappedFile:
                 self.n_bytes = os.fstat(file.fileno()).st_size
                 if self.n_bytes == 0:
                     raise FileFormatError("the file is empty", path=path)
+                self.watch = FileWatch(path, file.fileno())
                 self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise FileFormatError(f"cannot read: {error.strerror}", path=path) from None

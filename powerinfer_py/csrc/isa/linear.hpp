@@ -3,11 +3,13 @@
 inline const uint8_t* row_of(const WeightMatrix& m, int64_t row) { return m.data + row * m.row_bytes; }
 
 // Rows and tokens, by index, all of whose products are wanted: up to kRowTile rows, or kMaxRows where there are few tokens.
+// Behind the rows, up to kRowsAhead that will be wanted next.
 struct ProductGroup {
-    int64_t rows[kMaxRows];
+    int64_t rows[kMaxRows + kRowsAhead];
     int64_t tokens[kMaxTokens];
     int n_rows;
     int n_tokens;
+    int n_ahead = 0;
 };
 
 // Rows as files store them, times float32 tokens.
@@ -16,7 +18,7 @@ struct StoredProducts {
     static void run(const LinearJob& job, const uint8_t* const* rows, const ProductGroup& group, float* results) {
         const float* x[kMaxTokens];
         for (int t = 0; t < group.n_tokens; t++) x[t] = job.x + group.tokens[t] * job.matrix.cols;
-        products<type>(rows, group.n_rows, x, group.n_tokens, job.matrix.cols, results);
+        products<type>(rows, group.n_rows, group.n_ahead, x, group.n_tokens, job.matrix.cols, results);
     }
 };
 
@@ -27,16 +29,16 @@ struct PackedProducts {
         const int64_t cols = job.matrix.cols;
         PackedToken x[kMaxTokens];
         for (int t = 0; t < group.n_tokens; t++) x[t] = packed_token(job.quantised, group.tokens[t], cols);
-        packed_products<type>(rows, group.n_rows, x, group.n_tokens, cols, results);
+        packed_products<type>(rows, group.n_rows, group.n_ahead, x, group.n_tokens, cols, results);
     }
 };
 
 template <typename Products>
 int64_t compute_group(const LinearJob& job, const ProductGroup& group) {
-    const uint8_t* rows[kMaxRows];
+    const uint8_t* rows[kMaxRows + kRowsAhead];
     float results[kRowTile * kMaxTokens];  // the same number as kMaxRows * kFewTokens
     if (group.n_rows == 0 || group.n_tokens == 0) return 0;
-    for (int r = 0; r < group.n_rows; r++) rows[r] = row_of(job.matrix, group.rows[r]);
+    for (int r = 0; r < group.n_rows + group.n_ahead; r++) rows[r] = row_of(job.matrix, group.rows[r]);
     Products::run(job, rows, group, results);
     for (int t = 0; t < group.n_tokens; t++)
         for (int r = 0; r < group.n_rows; r++) {
@@ -62,28 +64,53 @@ int64_t dense_tile(const LinearJob& job, const ProductTile& tile) {
     return count;
 }
 
+// The rows from `begin` to `end` that a mask wants, in order. Eight at a time: one by one the search took as long as the
+// products where a hundredth of the rows is wanted.
+struct WantedRows {
+    const uint8_t* mask;
+    int64_t begin, end;
+    uint64_t bytes = 0;  // of the mask, of the eight rows before `begin`; those that were returned are 0
+
+    // The next one, or -1.
+    int64_t next() {
+        while (!bytes) {
+            if (begin >= end) return -1;
+            const int64_t n = end - begin < 8 ? end - begin : 8;
+            __builtin_memcpy(&bytes, mask + begin, static_cast<uint64_t>(n));
+            begin += 8;
+        }
+        const int byte = __builtin_ctzll(bytes) / 8;
+        bytes &= ~(uint64_t{255} << 8 * byte);
+        return begin - 8 + byte;
+    }
+};
+
+// How far beyond its tile one looks for rows that the thread will probably read next.
+constexpr int64_t kRowsBeyond = 256;
+
 // One token: its wanted rows are gathered, so that full groups are computed however thin they are spread.
 template <typename Products>
 int64_t masked_rows(const LinearJob& job, const ProductTile& tile) {
-    const uint8_t* mask = job.mask + tile.token_begin * job.matrix.rows;
-    float* y = job.y + tile.token_begin * job.matrix.rows;
+    const int64_t token = tile.token_begin, n_rows = job.matrix.rows;
+    const int64_t beyond = tile.row_end + kRowsBeyond < n_rows ? tile.row_end + kRowsBeyond : n_rows;
+    WantedRows wanted{job.mask + token * n_rows, tile.row_begin, beyond};
+    for (int64_t r = tile.row_begin; r < tile.row_end; r++) job.y[token * n_rows + r] = 0;
     ProductGroup group;
-    group.n_rows = 0;
     group.n_tokens = 1;
-    group.tokens[0] = tile.token_begin;
+    group.tokens[0] = token;
     int64_t count = 0;
-    for (int64_t r = tile.row_begin; r < tile.row_end; r++) {
-        if (!mask[r]) {
-            y[r] = 0;
-            continue;
-        }
-        group.rows[group.n_rows++] = r;
-        if (group.n_rows == kMaxRows) {
-            count += compute_group<Products>(job, group);
-            group.n_rows = 0;
-        }
-    }
-    return count + compute_group<Products>(job, group);
+    int n = 0;
+    do {
+        // Rows of the last group that were only asked for come first.
+        for (int64_t row; n < kMaxRows + kRowsAhead && (row = wanted.next()) >= 0;) group.rows[n++] = row;
+        group.n_rows = 0;
+        while (group.n_rows < n && group.n_rows < kMaxRows && group.rows[group.n_rows] < tile.row_end) group.n_rows++;
+        group.n_ahead = n - group.n_rows;
+        count += compute_group<Products>(job, group);
+        for (int i = 0; i < group.n_ahead && group.n_rows > 0; i++) group.rows[i] = group.rows[group.n_rows + i];
+        n = group.n_ahead;
+    } while (n > 0 && group.rows[0] < tile.row_end);
+    return count;
 }
 
 // Many tokens: four rows at a time. Tokens that want all four share the dense micro-tile, the others are gathered row

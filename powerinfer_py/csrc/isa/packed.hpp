@@ -107,24 +107,15 @@ template <WeightType type, int MR, int NT>
     }
 }
 
-// results[r * n_tokens + t] of MR rows and NT tokens; `next` are rows to be fetched meanwhile.
-template <WeightType type, int MR, int NT, bool kFetch>
-void packed_tile(const uint8_t* const* rows, const uint8_t* const* next, const PackedToken* x, int64_t cols,
-                 float* results, int n_tokens) {
-    constexpr int kRunBytes = kLines<type> * 64;
-    const int64_t n_lanes = cols / Packed<type>::kLaneWeights, head_bytes = packed_head_bytes<type>(cols);
+// results[r * n_tokens + t] of MR rows and NT tokens.
+template <WeightType type, int MR, int NT>
+void packed_tile(const uint8_t* const* rows, const PackedToken* x, int64_t cols, float* results, int n_tokens) {
+    const int64_t n_lanes = cols / Packed<type>::kLaneWeights;
     V acc[MR][NT];
     for (int r = 0; r < MR; r++)
         for (int t = 0; t < NT; t++) acc[r][t] = set1(0);
-    if constexpr (kFetch)
-        for (int r = 0; r < MR; r++)
-            for (int64_t i = 0; i < head_bytes; i += 64) __builtin_prefetch(next[r] + i, 0, 2);
     int64_t lane = 0;
     for (; lane + 16 <= n_lanes; lane += 16) {
-        if constexpr (kFetch)
-            for (int r = 0; r < MR; r++)
-                for (int i = 0; i < kRunBytes; i += 64)
-                    __builtin_prefetch(next[r] + head_bytes + lane / 16 * kRunBytes + i, 0, 2);
 #pragma GCC unroll 4
         for (int part = 0; part < 16; part += kWidth)
             add_lanes<type, MR, NT>(rows, x, cols, lane + part, 4 * part, 64, kWidth, acc);
@@ -145,30 +136,29 @@ void packed_rows(const uint8_t* const* rows, int n_rows, const PackedToken* x, i
                  int n_tokens) {
     int r = 0;
     for (; r + MR <= n_rows; r += MR)
-        packed_tile<type, MR, NT, false>(rows + r, rows + r, x, cols, results + r * n_tokens, n_tokens);
+        packed_tile<type, MR, NT>(rows + r, x, cols, results + r * n_tokens, n_tokens);
     for (; r < n_rows; r++)
-        packed_tile<type, 1, NT, false>(rows + r, rows + r, x, cols, results + r * n_tokens, n_tokens);
+        packed_tile<type, 1, NT>(rows + r, x, cols, results + r * n_tokens, n_tokens);
 }
 
-// Rows one after the other times one token. Rows that lie side by side are a single stream, which the hardware fetches
-// by itself; two rows of a page at once, or prefetches, disturb it: on Zen 4, one core, 27 GB/s instead of 12, as much as
-// a bare read. Rows that lie apart are asked for one row ahead.
+// Rows one after the other times one token; `n_ahead` more follow them in `rows`, which are only asked for.
 template <WeightType type>
-void packed_rows_of_one(const uint8_t* const* rows, int n_rows, const PackedToken* x, int64_t cols, float* results) {
-    const int64_t n_bytes = n_rows > 1 ? rows[1] - rows[0] : 0;
-    if (rows[n_rows - 1] - rows[0] == (n_rows - 1) * n_bytes) {
-        for (int r = 0; r < n_rows; r++) packed_tile<type, 1, 1, false>(rows + r, rows + r, x, cols, results + r, 1);
-        return;
+void packed_rows_of_one(
+    const uint8_t* const* rows, int n_rows, int n_ahead, const PackedToken* x, int64_t cols, float* results) {
+    const int64_t n_bytes = packed_head_bytes<type>(cols) + cols / 8 * Packed<type>::kBits;
+    const FetchAhead fetch(rows, n_rows, n_ahead, n_bytes);
+    for (int r = 0; r < n_rows; r++) {
+        fetch.before(r);
+        packed_tile<type, 1, 1>(rows + r, x, cols, results + r, 1);
     }
-    for (int r = 0; r < n_rows; r++)
-        packed_tile<type, 1, 1, true>(rows + r, rows + (r + 1 < n_rows ? r + 1 : r), x, cols, results + r, 1);
 }
 
-// results[r * n_tokens + t].
+// results[r * n_tokens + t]; `n_ahead` rows follow those of the products.
 template <WeightType type>
 void packed_products(
-    const uint8_t* const* rows, int n_rows, const PackedToken* x, int n_tokens, int64_t cols, float* results) {
-    if (n_tokens == 1) return packed_rows_of_one<type>(rows, n_rows, x, cols, results);
+    const uint8_t* const* rows, int n_rows, int n_ahead, const PackedToken* x, int n_tokens, int64_t cols,
+    float* results) {
+    if (n_tokens == 1) return packed_rows_of_one<type>(rows, n_rows, n_ahead, x, cols, results);
     int t = 0;
     for (; t + 4 <= n_tokens; t += 4)
         packed_rows<type, kPackedRows, 4>(rows, n_rows, x + t, cols, results + t, n_tokens);

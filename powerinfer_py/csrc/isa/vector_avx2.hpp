@@ -20,6 +20,8 @@ constexpr int kTileTokens = 2;
 constexpr int kRowTokens = 8;
 // Rows that meet up to four tokens in registers: 8 accumulators of 16.
 constexpr int kFewRows = 2;
+// Rows of floats that meet one token at once: the sums of one alone would wait for each other.
+constexpr int kFloatRows = 2;
 // Packed rows that meet several tokens at once.
 constexpr int kPackedRows = 2;
 

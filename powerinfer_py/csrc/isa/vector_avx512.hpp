@@ -21,6 +21,8 @@ constexpr int kTileTokens = 4;
 constexpr int kRowTokens = 8;
 // Rows that meet up to four tokens in registers: 16 accumulators of 32.
 constexpr int kFewRows = 4;
+// Rows of floats that meet one token at once: one, whose sums keep up with memory.
+constexpr int kFloatRows = 1;
 // Packed rows that meet several tokens at once.
 constexpr int kPackedRows = 4;
 

@@ -20,6 +20,8 @@ inline float sum(V v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 constexpr int kTileTokens = 2;
 constexpr int kRowTokens = 8;
 constexpr int kFewRows = 2;
+// Rows of floats that meet one token at once: the sums of one alone would wait for each other.
+constexpr int kFloatRows = 4;
 // Packed rows that meet several tokens at once.
 constexpr int kPackedRows = 1;
 
