@@ -53,7 +53,7 @@ def picture() -> str:
     random = Random(3)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" role="img">',
-        "<title>A predictor names the neurons active for a token; hot ones lie on the GPU, cold ones on the CPU</title>",
+        "<title>A predictor names the neurons of a token; hot ones lie on the GPU, cold ones on the CPU</title>",
         f'<defs><marker id="head" markerWidth="8" markerHeight="8" refX="7" refY="4" orient="auto">'
         f'<path d="M0,0 L8,4 L0,8 z" fill="{INK}"/></marker></defs>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="{PAPER}"/>',

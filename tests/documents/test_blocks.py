@@ -26,7 +26,7 @@ QUICKSTARTS = (Path("docs/quickstart.md"), Path("docs/quickstart.zh.md"))
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what a document may read of the checkout, and a home and cache of its own."""
-    for name in ("tests", "tools", "predictors", "profiling"):
+    for name in ("docs", "tests", "tools", "predictors", "profiling"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -70,7 +70,7 @@ def test_flags_in_prose_exist_somewhere(document: Path, flags: dict[str, set[str
     for folder in ("tools", "predictors", "profiling"):
         for script in (ROOT / folder).glob("*.py"):
             known |= set(re.findall(r'"(--[a-z][a-z0-9-]*)"', script.read_text(encoding="utf-8")))
-    # The trainer of the demo model has a flag for each field of its settings.
-    settings = (ROOT / "tools/demo_training.py").read_text(encoding="utf-8")
-    known |= {f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): \w+ = ", settings, re.MULTILINE)}
+    # The trainer of the demo model has a flag for each field of its settings and of the model's shape.
+    settings = "".join((ROOT / f"tools/demo_{name}.py").read_text(encoding="utf-8") for name in ("training", "model"))
+    known |= {f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): .+ = ", settings, re.MULTILINE)}
     assert set(LONG_FLAG.findall(read(document))) - known == set()
