@@ -3,7 +3,8 @@
 The first word of an info string is the language, the others say what a test does with the block:
 
 - `sh` is run line by line in a folder that has the checkout's other folders but the package;
-- `python` is run too, all blocks of a document in one namespace;
+- `python` is run too, all blocks of a document in one namespace; `python interpreter` in a process of its own, in which
+  Triton interprets its kernels;
 - `text output` is what the block before it must print on standard output;
 - `no-run` (needs a download, hours, a GPU or a machine's own paths): commands are parsed, Python is compiled.
 

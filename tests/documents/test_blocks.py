@@ -51,11 +51,21 @@ def run_command(line: str) -> None:
     print(done.stdout, end="")
 
 
+def interpreted(program: str) -> str:
+    """What it prints in a process in which Triton interprets."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def run_block(block: Block, namespace: dict[str, Any]) -> str:
     """What it prints on standard output."""
     output = io.StringIO()
     with redirect_stdout(output):
-        if block.language == "python":
+        if "interpreter" in block.words:
+            print(interpreted(block.text), end="")
+        elif block.language == "python":
             exec(compile(block.text, block.place, "exec"), namespace)
         else:
             for line in shell_lines(block.text):
@@ -117,4 +127,4 @@ def test_info_strings_are_those_that_are_known() -> None:
     for document in DOCUMENTS:
         for block in blocks(document):
             assert block.language in known, block.place
-            assert set(block.words[1:]) <= {"no-run", "output"}, block.place
+            assert set(block.words[1:]) <= {"no-run", "output", "interpreter"}, block.place

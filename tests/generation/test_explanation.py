@@ -107,9 +107,10 @@ def test_a_device_has_its_share_of_a_layer() -> None:
         return split(sizes.config, 0.4, blocks=[layer % 3 > 0 for layer in range(sizes.config.n_layer)])
 
     loading = {"sparsity": "predictor", "threads": 1, "context_length": 64, "batch_size": 3}
-    with LLM(MODEL, **loading) as plain:
+    model = FIXTURES / "relu-llama.powerinfer.gguf"
+    with LLM(model, **loading) as plain:
         expected = explained(plain, [PROMPT])
-    with LLM(MODEL, **loading, vram_budget=1.0, device=CountedStandIn(), choose=choose) as llm:
+    with LLM(model, **loading, vram_budget=1.0, device=CountedStandIn(), choose=choose) as llm:
         explanation = explained(llm, [PROMPT])
         activity = llm.engine.activity
     for phase in Phase:
