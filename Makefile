@@ -51,8 +51,13 @@ lint: $(INSTALLED)  ## style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/python -m mypy --strict powerinfer_py
 
-wheel: $(INSTALLED)  ## builds a wheel into dist/
-	$(BIN)/python -m build --wheel --no-isolation
+# auditwheel reads from the module how old a system may be and names the wheel after it (csrc/old_systems.cpp sees to it
+# that it may be old). It looks for patchelf beside itself.
+wheel: $(INSTALLED)  ## builds a manylinux wheel into dist/
+	rm -rf build/wheel
+	POWERINFER_REQUIRE_NATIVE=1 $(BIN)/python -m build --wheel --no-isolation -o build/wheel
+	$(PIP) install -q -c constraints.txt auditwheel patchelf
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair -w dist build/wheel/*.whl
 
 clean:  ## removes everything that was built
 	rm -rf $(VENV) build dist

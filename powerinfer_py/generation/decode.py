@@ -75,6 +75,8 @@ class DecodeLoop:
         if self._explanation is not None:
             self._explanation.begin(len(batch), n_prompt)
         logits = self._engine.forward(batch, observer=self._explanation)
+        if self._explanation is not None:
+            self._explanation.end()
         self._stats.add_forward(perf_counter() - started, n_prompt, len(batch) - n_prompt)
         self._sample(sampled, logits)
 

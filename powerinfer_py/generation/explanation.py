@@ -30,17 +30,21 @@ class Phase(StrEnum):
 
 @dataclass(eq=False)
 class PhaseCounts:
-    """Sums over the tokens of a phase, arrays of a value a layer: neurons that fired and were computed, seconds."""
+    """Sums over the tokens of a phase, arrays of a value a layer: neurons that fired and were computed, (token, row)
+    products of gate, up and down rows, those of them that a GPU computed, seconds.
+    """
 
     n_layer: int
     tokens: int = 0
     fired: npt.NDArray[np.int64] = field(init=False)
     computed: npt.NDArray[np.int64] = field(init=False)
+    products: npt.NDArray[np.int64] = field(init=False)
+    on_device: npt.NDArray[np.int64] = field(init=False)
     seconds: npt.NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.fired = np.zeros(self.n_layer, np.int64)
-        self.computed = np.zeros(self.n_layer, np.int64)
+        for name in ("fired", "computed", "products", "on_device"):
+            setattr(self, name, np.zeros(self.n_layer, np.int64))
         self.seconds = np.zeros(self.n_layer, np.float64)
 
 
@@ -60,7 +64,8 @@ class Explanation:
         self.token_phases: list[Phase] = []
         self._token_blocks: list[npt.NDArray[np.int64]] = []
         self._phase = Phase.DECODE
-        self._computed = activity.first.copy()
+        self._filled = np.zeros(self.n_layer, np.int64)
+        self._before = self._counted()
         self._stamp = 0.0
 
     def begin(self, n_tokens: int, n_prompt: int) -> None:
@@ -69,19 +74,34 @@ class Explanation:
         self.phases[self._phase].tokens += n_tokens
         self.token_phases += [self._phase] * n_tokens
         self._token_blocks.append(np.zeros((n_tokens, self.n_layer), np.int64))
-        self._computed = self._activity.first.copy()
+        self._filled[:] = 0
+        self._before = self._counted()
         self._stamp = perf_counter()
 
+    def end(self) -> None:
+        """It is done. Only now are the counts complete: those of a GPU come to the host at the end."""
+        counts = self.phases[self._phase]
+        computed, products, on_device = self._counted() - self._before
+        counts.computed += computed
+        counts.products += products
+        counts.on_device += on_device
+
     def __call__(self, layer: int, _predictor_input: Tensor, _predicted: Tensor | None, fired: Tensor, /) -> None:
-        """As `LayerObserver`: the layer is done, attention and FFN."""
+        """As `LayerObserver`: the layer is done, attention and FFN, for all tokens or for the next ones of them."""
         counts = self.phases[self._phase]
         counts.seconds[layer] += perf_counter() - self._stamp
-        counts.computed[layer] += self._activity.first[layer] - self._computed[layer]
         per_token = fired.sum(dim=1).numpy()
         counts.fired[layer] += per_token.sum()
-        self._token_blocks[-1][:, layer] = per_token
+        start = self._filled[layer]
+        self._token_blocks[-1][start : start + len(per_token), layer] = per_token
+        self._filled[layer] += len(per_token)
         self.fired[layer] += fired.sum(dim=0).numpy()
         self._stamp = perf_counter()
+
+    def _counted(self) -> npt.NDArray[np.int64]:
+        """(3, n_layer): neurons computed, products, and those of a device, since the activity was last cleared."""
+        activity = self._activity
+        return np.stack([activity.first, activity.first + activity.second + activity.down, activity.on_device])
 
     @property
     def fired_by_token(self) -> npt.NDArray[np.int64]:
@@ -94,9 +114,9 @@ class Explanation:
         return Phase.DECODE if self.phases[Phase.DECODE].tokens else Phase.PROMPT
 
     def layers(self, phase: Phase) -> list[dict[str, Any]]:
-        """Of each layer: shares of its neurons a token, on average, and seconds a token.
+        """Of each layer: the mean share of its neurons that fired and were computed for a token, and seconds a token.
 
-        gpu_computed and cpu_computed: shares of all neurons too; this version computes on the CPU alone.
+        gpu_share, cpu_share: of the gate, up and down rows that were read, those on the GPU and the others.
         """
         counts = self.phases[phase]
         pairs = max(1, counts.tokens) * self.n_ff
@@ -105,8 +125,8 @@ class Explanation:
                 "layer": layer,
                 "fired": int(counts.fired[layer]) / pairs,
                 "computed": int(counts.computed[layer]) / pairs,
-                "gpu_computed": 0.0,
-                "cpu_computed": int(counts.computed[layer]) / pairs,
+                "gpu_share": (share := int(counts.on_device[layer]) / max(1, int(counts.products[layer]))),
+                "cpu_share": 1.0 - share,
                 "seconds_per_token": float(counts.seconds[layer]) / max(1, counts.tokens),
             }
             for layer in range(self.n_layer)

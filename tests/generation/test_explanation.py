@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from helpers_hybrid import CountedStandIn, split
 from helpers_logits import FIXTURES
 
 from powerinfer_py import LLM, SamplingParams
 from powerinfer_py.generation.explanation import Explanation, Phase
+from powerinfer_py.placement.placement import Placement
+from powerinfer_py.placement.sizes import ModelSizes
 
 MODEL = FIXTURES / "relu-llama.q4.powerinfer.gguf"
 PARAMS = SamplingParams(max_tokens=5, temperature=0.0, ignore_eos=True)
@@ -66,7 +69,8 @@ def test_shares_and_times_of_a_layer(llm: LLM) -> None:
     for row in explanation.layers(Phase.DECODE):
         layer = row["layer"]
         assert row["fired"] == counts.fired[layer] / (4 * explanation.n_ff)
-        assert row["computed"] == row["cpu_computed"] + row["gpu_computed"] == counts.computed[layer] / 4 / 1024
+        assert row["computed"] == counts.computed[layer] / 4 / 1024
+        assert (row["gpu_share"], row["cpu_share"]) == (0, 1)
         assert 0 < row["fired"] <= row["computed"] <= 1
         assert 0 < row["seconds_per_token"] < 1
     assert len(explanation.to_dict()["prompt"]["layers"]) == llm.config.n_layer
@@ -94,3 +98,25 @@ def test_a_second_call_adds_to_the_first(llm: LLM) -> None:
         llm.generate([PROMPT], PARAMS, explanation=explanation)
     assert explanation.phases[Phase.PROMPT].tokens == 10
     assert (explanation.fired_by_token[:9] == explanation.fired_by_token[9:]).all()
+
+
+def test_a_device_has_its_share_of_a_layer() -> None:
+    """With a stand-in for a GPU that has two thirds of the blocks and some of their neurons; prompts come in chunks."""
+
+    def choose(sizes: ModelSizes, _fixed: object, _left: int) -> Placement:
+        return split(sizes.config, 0.4, blocks=[layer % 3 > 0 for layer in range(sizes.config.n_layer)])
+
+    loading = {"sparsity": "predictor", "threads": 1, "context_length": 64, "batch_size": 3}
+    model = FIXTURES / "relu-llama.powerinfer.gguf"
+    with LLM(model, **loading) as plain:
+        expected = explained(plain, [PROMPT])
+    with LLM(model, **loading, vram_budget=1.0, device=CountedStandIn(), choose=choose) as llm:
+        explanation = explained(llm, [PROMPT])
+        activity = llm.engine.activity
+    for phase in Phase:
+        for row in explanation.layers(phase):
+            assert row["gpu_share"] == 0 if row["layer"] % 3 == 0 else 0 < row["gpu_share"] < 1
+    assert sum(counts.on_device.sum() for counts in explanation.phases.values()) == activity.on_device.sum()
+    assert (sum(counts.computed for counts in explanation.phases.values()) == activity.first).all()
+    # A neuron on the threshold may be named on one side and not on the other.
+    assert abs(explanation.fired_by_token[:5] - expected.fired_by_token[:5]).mean() < 1

@@ -19,8 +19,8 @@ def explanation_lines(explanation: Explanation) -> list[str]:
     tokens = explanation.phases[phase].tokens
     kind = "decoded" if phase == "decode" else "of the prompt"
     return [
-        f"shares of {explanation.n_ff} neurons a layer, mean of {tokens} token{'s' * (tokens != 1)} {kind}; "
-        "times are those of a watched run",
+        f"mean of {tokens} token{'s' * (tokens != 1)} {kind}, {explanation.n_ff} neurons a layer; on GPU, on CPU: of "
+        "the rows read; times are those of a watched run",
         _HEAD,
         *(_line(str(row["layer"]), row) for row in rows),
         _line("all", mean),
@@ -29,6 +29,6 @@ def explanation_lines(explanation: Explanation) -> list[str]:
 
 def _line(name: str, row: dict[str, Any]) -> str:
     return (
-        f"{name:>5} {row['fired']:8.2%} {row['computed']:9.2%} {row['gpu_computed']:8.2%} {row['cpu_computed']:8.2%} "
+        f"{name:>5} {row['fired']:8.2%} {row['computed']:9.2%} {row['gpu_share']:8.2%} {row['cpu_share']:8.2%} "
         f"{1e3 * row['seconds_per_token']:9.3f}"
     )

@@ -1,0 +1,84 @@
+"""Tables of the documents are those of the result files, and every link within the checkout leads somewhere."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from helpers_documents import DOCUMENTS, ROOT, read
+
+from powerinfer_py.errors import PowerInferError
+
+
+@pytest.fixture
+def writer(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return importlib.import_module("write_performance")
+
+
+def test_tables_of_speeds_are_those_of_the_results(writer: ModuleType) -> None:
+    for document in writer.DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        assert writer.BLOCK.search(text), document
+        assert writer.with_tables(text) == text, f"{document}: run tools/write_performance.py"
+
+
+def test_a_changed_result_changes_its_tables(writer: ModuleType, tmp_path: Path) -> None:
+    name = "relullama-7b-8-layers-q4_0.json"
+    result = json.loads((writer.RESULTS / name).read_text())
+    result["summary"]["ours predictor"]["decode_tokens_per_s"]["median"] = 123.4
+    result["ratios"][0]["max"] = 98.765
+    (tmp_path / name).write_text(json.dumps(result))
+    text = f"a\n<!-- speeds A+b={name} -->\nold\n<!-- end -->\nz\n<!-- ratios B={name} -->\n<!-- end -->\n"
+    made = writer.with_tables(text, tmp_path)
+    assert "| A b | this package, `predictor` | 123 | " in made
+    assert "to 98.77)" in made
+    assert "old" not in made
+    assert made.startswith("a\n")
+    assert "\nz\n" in made
+    assert writer.with_tables(made, tmp_path) == made
+    (tmp_path / name).write_text('{"summary": {}}')
+    with pytest.raises(PowerInferError, match=r"expected what compare_peers\.py writes"):
+        writer.with_tables(text, tmp_path)
+
+
+def test_check_writes_nothing(writer: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = tmp_path / "d.md"
+    stale = "<!-- speeds Q=smollm2-135m-q4_1.json -->\nold\n<!-- end -->\n"
+    document.write_text(stale)
+    assert writer.main(["--check", str(document)]) == 1
+    assert "its tables are not those" in capsys.readouterr().err
+    assert document.read_text() == stale
+    assert writer.main([str(document)]) == 0
+    assert writer.main(["--check", str(document)]) == 0
+    assert "| Q | this package" in document.read_text()
+
+
+def test_results_hold_their_samples_and_where_they_come_from() -> None:
+    for path in (ROOT / "docs/results").glob("*.json"):
+        result = json.loads(path.read_text())
+        if "samples" not in result:
+            continue
+        assert {"machine", "commit", "command"} <= set(result), path.name
+        assert all(rows for rows in result["samples"].values())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", read(document)):
+        if "://" not in target:
+            assert (ROOT / document.parent / target).exists(), f"{document}: {target}"
+
+
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_files_that_are_named_exist(document: str) -> None:
+    """Relative to the checkout, to the package, to its native code, or with the folder named just before."""
+    named = re.findall(r"`([\w./]+/[\w./]*\w\.(?:py|pyi|cpp|hpp|md))`", read(Path(document)))
+    assert len(named) > 10
+    bases = ("", "powerinfer_py", "powerinfer_py/csrc", "powerinfer_py/convert", "powerinfer_py/kernels")
+    for name in named:
+        assert any((ROOT / base / name).exists() for base in bases), f"{document}: {name}"
