@@ -52,7 +52,7 @@ _ROW_STEPS = {"f32": 256, "f16": 256, "bf16": 256, "q8_0": 512, "q4_0": 1024}
 # (rows, step, warps) of the kernels around tl.dot at up to 64 tokens: the largest that ptxas did not spill on 8.0, 8.9
 # and 9.0. "hidden" holds gate and up products, "down" two sums of half the columns for Q4_0. F32 weights, which no
 # tensor core multiplies in full, take at most 32 tokens, 64 rows and steps of 32.
-_TILES = {"product": (64, 64, 4), "hidden": (32, 64, 4), "down": (128, 32, 8)}
+_TILES = {"product": (64, 64, 4), "hidden": (64, 64, 8), "down": (128, 32, 8)}
 
 
 def row_config(kernel: str, storage: str, rows: int, cols: int, device: torch.device) -> RowConfig:
