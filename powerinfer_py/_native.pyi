@@ -21,8 +21,8 @@ class Matrix:
     """Weights in the layout of a file's type; keeps `data` alive and reads it in place."""
 
     def __init__(self, data: npt.NDArray[np.uint8], type_id: int, rows: int, cols: int, packed: bool = False) -> None:
-        """`data`: rows * row_bytes, one dimension, may be read-only; with `packed`, what `to_bytes` of the packed matrix
-        gave. Raises ValueError for another size or type.
+        """`data`: rows * row_bytes, one dimension, may be read-only; with `packed`, the `to_bytes` of a packed matrix.
+        Raises ValueError for another size or type.
         """
 
     def to_bytes(self) -> bytes:

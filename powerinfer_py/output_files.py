@@ -7,11 +7,13 @@ Invariant: under a name there is either what was there before or all of the new 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from powerinfer_py.errors import PowerInferError, printable
+from powerinfer_py.errors import OptionError, PowerInferError, printable
 from powerinfer_py.gguf.leftovers import create_locked, refuse_unlike_file, remove_leftovers
 
 
@@ -43,6 +45,28 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise PowerInferError(f"{printable(str(path))}: cannot make this folder: {_reason(error)}") from None
+
+
+@contextmanager
+def locked_folder(path: Path, work: str) -> Iterator[None]:
+    """Makes a folder and keeps other processes from the same work in it, `work` in words. Raises PowerInferError.
+
+    Some network file systems have no locks; renames keep each file whole there all the same.
+    """
+    make_folder(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise PowerInferError(f"{printable(str(path))}: cannot read this folder: {_reason(error)}") from None
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OptionError(f"{printable(str(path))}: another process is {work} this folder") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove(path: Path) -> None:

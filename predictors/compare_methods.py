@@ -51,6 +51,7 @@ from powerinfer_py.profiler.windows import cut_windows as scored_windows
 from powerinfer_py.tokenizer import load_tokenizer
 
 SCRIPT = "compare_methods"
+REPEATS = 12
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def _with_predictors(job: Job, folder: Path, method: str) -> Path:
 
 
 def _speeds(job: Job, folder: Path) -> dict[str, float | None]:
-    """Tokens per second of one sequence, the best of three."""
+    """Tokens per second of one sequence, the best of REPEATS."""
     speeds: dict[str, float | None] = {"sign_bits": None}
     for method in RUNNABLE:
         speeds[method] = _speed(_with_predictors(job, folder, method), "predictor", job)
@@ -173,7 +174,7 @@ def _speeds(job: Job, folder: Path) -> dict[str, float | None]:
 def _speed(path: Path, sparsity: str, job: Job) -> float:
     rates = []
     with LLM(path, sparsity=sparsity, threads=job.threads) as llm:
-        for _ in range(3):
+        for _ in range(REPEATS):
             llm.stats.clear()
             llm.generate("The", SamplingParams(max_tokens=1 + job.decode, temperature=0.0, ignore_eos=True, seed=0))
             rates.append(llm.stats.decode_rate)

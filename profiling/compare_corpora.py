@@ -92,18 +92,22 @@ def _ranks(counts: Counts) -> npt.NDArray[np.float64]:
     return ranks
 
 
-def compare(a: Path, b: Path, share: float) -> dict[str, Any]:
-    """Figures as JSON values. Raises as `read_activations`, ModelError where the folders are of different models."""
+def compare(a: Path, b: Path, share: float, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Figures as JSON values. names: of the two texts, None for those of the folders.
+
+    Raises as `read_activations`, ModelError where the folders are of different models.
+    """
     counts_a, counts_b = read_activations(a), read_activations(b)
     if [len(layer) for layer in counts_a] != [len(layer) for layer in counts_b]:
         raise ModelError(f"{a} and {b} are of models with different layers")
     layers = [agreement(i, *pair, share) for i, pair in enumerate(zip(counts_a, counts_b, strict=True))]
     overall = agreement(None, np.concatenate(counts_a), np.concatenate(counts_b), share)
+    name_a, name_b = names or (a.resolve().name, b.resolve().name)
     return {
         "script": SCRIPT,
         "share": share,
-        "a": described(a, counts_a),
-        "b": described(b, counts_b),
+        "a": {"name": name_a, **described(a, counts_a)},
+        "b": {"name": name_b, **described(b, counts_b)},
         "overall": asdict(overall),
         "layers": [asdict(layer) for layer in layers],
     }
@@ -111,7 +115,7 @@ def compare(a: Path, b: Path, share: float) -> dict[str, Any]:
 
 def described(folder: Path, counts: Sequence[Counts]) -> dict[str, Any]:
     """Whose statistics they are, as far as the folder says."""
-    result: dict[str, Any] = {"name": folder.resolve().name, "activations": float(sum(layer.sum() for layer in counts))}
+    result: dict[str, Any] = {"activations": float(sum(layer.sum() for layer in counts))}
     if (folder / PROFILE_NAME).is_file():
         profile = read_profile(folder)
         result |= {"tokens": profile.n_tokens, "text_sha256": profile.text_sha256}
@@ -160,13 +164,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("b", type=Path, help="activation folder that they are held against")
     parser.add_argument("-o", "--output", type=Path, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="picture to write")
+    parser.add_argument("--names", nargs=2, metavar="NAME", help="of the two texts (default: of the folders)")
     parser.add_argument("--share", type=float, default=0.8, help="of activations that make a hot set (default 0.8)")
     arguments = parser.parse_args(argv)
 
     def run() -> int:
         if not 0 < arguments.share <= 1:
             raise OptionError("--share must lie above 0 and at most 1")
-        result = compare(arguments.a, arguments.b, arguments.share)
+        result = compare(arguments.a, arguments.b, arguments.share, arguments.names)
         if arguments.output is not None:
             make_folder(arguments.output.parent)
             write_json(arguments.output, result)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from powerinfer_py.errors import PowerInferError
+from powerinfer_py.errors import OptionError, PowerInferError
 from powerinfer_py.gguf.leftovers import remove_leftovers
-from powerinfer_py.output_files import make_folder, remove, write_bytes
+from powerinfer_py.output_files import locked_folder, make_folder, remove, write_bytes
 
 # Says so when all of its bytes are in the temporary file, and waits to be told to go on.
 WRITER = """
@@ -87,3 +87,16 @@ def test_what_cannot_be_is_one_error(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b")
     make_folder(tmp_path / "a" / "b")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["file"]
+
+
+def test_a_folder_is_for_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "made" / "here"
+    with locked_folder(folder, "profiling into"):
+        assert folder.is_dir()
+        with (
+            pytest.raises(OptionError, match=r"here: another process is profiling into this folder"),
+            locked_folder(folder, "profiling into"),
+        ):
+            pass
+    with locked_folder(folder, "profiling into"):
+        pass

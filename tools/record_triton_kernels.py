@@ -123,7 +123,10 @@ def main(argv: list[str]) -> int:
         "spilled": bad,
     }
     if args.json is not None:
-        args.json.write_text(json.dumps(summary | {"records": results}, indent=1) + "\n", encoding="utf-8")
+        # A line a record, so that a change shows as one.
+        lines = ",\n".join(json.dumps(record) for record in results)
+        head = json.dumps(summary)[:-1]
+        args.json.write_text(f'{head},\n"records": [\n{lines}\n]}}\n', encoding="utf-8")
     print(json.dumps(summary))
     return 1 if bad else 0
 

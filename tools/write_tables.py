@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,7 +92,8 @@ def _worse(perplexity: dict[str, Any] | None) -> str:
     if perplexity is None:
         return "-"
     log_ratio = perplexity["compared"]["log_perplexity_ratio"]
-    return f"{log_ratio['value']:+.3%} +- {log_ratio['error']:.3%}"
+    ratio = math.exp(log_ratio["value"])
+    return f"{ratio - 1:+.3%} +- {ratio * log_ratio['error']:.3%}"
 
 
 def _corpora(name: str, result: dict[str, Any]) -> str:

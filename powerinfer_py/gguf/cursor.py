@@ -69,14 +69,11 @@ class Cursor:
 
     def text(self, what: str) -> str:
         """A u64 length and as many bytes of UTF-8."""
-        start = self.offset
-        length = self.u64(f"length of {what}")
-        if length > self.remaining:
-            raise self.error(f"truncated: {what} of {length} bytes, {self.remaining} are left", start)
+        data = self.bytes(self.u64(f"length of {what}"), what)
         try:
-            return self.bytes(length, what).decode("utf-8")
+            return data.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise self.error(f"{what} is not UTF-8", start + 8 + error.start) from None
+            raise self.error(f"{what} is not UTF-8", self.offset - len(data) + error.start) from None
 
     def texts(self, n: int, what: str) -> list[str]:
         """`n` strings one after another, any UTF-8 content allowed.

@@ -16,6 +16,9 @@ from powerinfer_py.placement.device_bytes import FLOAT32_BYTES, aligned, device_
 
 # Tokens that the head is computed for at a time: 16 rows of logits of a 128k vocabulary are 8 MiB.
 HEAD_TOKENS = 16
+# Of cold neurons streamed to the device in one piece: long enough that the calls around it do not count, and twice that
+# is little of any budget.
+BAND_BYTES = 16 << 20
 # Up to so many tokens products go row by row, and attention is split over positions.
 DECODE_TOKENS = 4
 SPLIT_ATTENTION_TOKENS = 16
@@ -148,22 +151,23 @@ def _forward_bytes(sizes: ModelSizes, n_tokens: int) -> int:
 
 
 def _kernel_bytes(sizes: ModelSizes, n_tokens: int) -> int:
-    """What device kernels keep while they run. Few tokens: partial sums of the down projection (a row for every 64
-    neurons), counters for pairs of neurons. More: the input of each product as two float16 halves and a scale a token.
-    Attention of few tokens keeps a part for every 128 positions.
+    """What device kernels keep while they run. Few tokens: partial sums of the down projection (a row and a count for
+    every 64 neurons), counters for pairs of neurons. More: the input of each product as two float16 halves and a scale
+    a token, and the neurons that any token needs. Attention of few tokens keeps a part for every 128 positions.
     """
     config, f32 = sizes.config, FLOAT32_BYTES
-    heads = config.n_head * config.head_dim_v
     if n_tokens <= DECODE_TOKENS:
-        n_bytes = aligned(n_tokens * -(-config.n_ff // _PARTIAL_NEURONS) * config.n_embd * f32)
+        n_partial = n_tokens * -(-config.n_ff // _PARTIAL_NEURONS)
+        n_bytes = aligned(n_partial * config.n_embd * f32) + aligned(n_partial * _INT32_BYTES)
         n_bytes += aligned(n_tokens * -(-config.n_ff // 2) * 3 * _INT32_BYTES)
     else:
-        inputs = [*[config.n_embd] * 4, heads, config.n_ff]
+        inputs = [*[config.n_embd] * 4, config.n_head * config.head_dim_v, config.n_ff]
         inputs += [config.n_embd, sizes.predictor_rank] if sizes.predictor_rank else []
         n_bytes = sum(_halves(n, n_tokens) for n in inputs)
+        n_bytes += aligned(config.n_ff * _INT32_BYTES) + aligned(config.n_ff) + aligned(_INT32_BYTES)
     if n_tokens <= SPLIT_ATTENTION_TOKENS:
-        parts = -(-sizes.n_ctx // _PARTIAL_POSITIONS)
-        return n_bytes + aligned(n_tokens * config.n_head * parts * (config.head_dim_v + 2) * f32)
+        n_parts = n_tokens * config.n_head * -(-sizes.n_ctx // _PARTIAL_POSITIONS)
+        return n_bytes + aligned(n_parts * config.head_dim_v * f32) + aligned(n_parts * 2 * f32)
     return n_bytes + _halves(config.n_head * config.head_dim, n_tokens)
 
 
@@ -172,8 +176,27 @@ def _halves(n_in: int, n_tokens: int) -> int:
 
 
 def staging_bytes(sizes: ModelSizes, n_tokens: int) -> int:
-    """Where the CPU's partial sum (float32) arrives; what goes down is copied from where it was computed."""
-    return aligned(n_tokens * sizes.config.n_embd * FLOAT32_BYTES)
+    """Where the CPU's partial sum (float32) arrives, and two bands of cold neurons for prompts.
+
+    What goes down is copied from where it was computed.
+    """
+    return aligned(n_tokens * sizes.config.n_embd * FLOAT32_BYTES) + 2 * band_bytes(sizes)
+
+
+def band_neurons(sizes: ModelSizes) -> int:
+    """Neurons that a prompt streams to the device at a time, in whole groups: at most `BAND_BYTES` of them, and an
+    eighth of a layer, but one group at least."""
+    widest = max(layer.neuron_bytes for layer in sizes.layers)
+    multiple = max(layer.neuron_multiple for layer in sizes.layers)
+    wanted = min(BAND_BYTES // widest, sizes.config.n_ff // 8)
+    return min(sizes.config.n_ff, max(1, wanted // multiple) * multiple)
+
+
+def band_bytes(sizes: ModelSizes) -> int:
+    """Bytes of one band, with the vectors that its block is made with."""
+    n = band_neurons(sizes)
+    vectors = 3 * aligned(sizes.config.n_embd * FLOAT32_BYTES)
+    return vectors + max(layer.hot_bytes(n) for layer in sizes.layers)
 
 
 def _by_layer(file: GGUFFile, n_layer: int) -> list[dict[str, TensorInfo]]:

@@ -94,6 +94,18 @@ class PredictorFolder:
         self._state["layers"][str(summary.layer)] = asdict(summary) | {"sha256": sha256(path)}
         write_json(self.path / STATE, self._state)
 
+    def adopt(self, other: PredictorFolder, summary: LayerSummary) -> None:
+        """Takes a finished layer of another folder over, byte for byte."""
+        try:
+            data = other._layer_path(summary.layer).read_bytes()
+        except OSError as error:
+            raise FileFormatError(
+                f"cannot read: {error.strerror or error}", path=other._layer_path(summary.layer)
+            ) from None
+        write_part(self._layer_path(summary.layer), data)
+        self._state["layers"][str(summary.layer)] = asdict(summary)
+        write_json(self.path / STATE, self._state)
+
     def complete(self, n_layer: int) -> None:
         """Writes what holds for all layers."""
         from safetensors.torch import save

@@ -17,6 +17,7 @@ from powerinfer_py.config import ModelConfig
 from powerinfer_py.errors import DeviceError, ModelError, OptionError, PowerInferError, printable
 from powerinfer_py.gguf import GGUFFile, fingerprint, open_gguf
 from powerinfer_py.models.hyperparameters import read_config
+from powerinfer_py.output_files import locked_folder
 from powerinfer_py.predictor.calibration import LowRank, calibrated, measure, steady_sum
 from powerinfer_py.predictor.collection import Collection, Steps, no_steps
 from powerinfer_py.predictor.first_rows import FirstRows, read_first_rows
@@ -40,6 +41,7 @@ class Job:
     """What to make. rank: of every layer, None to share out `budget`, a share of the model's bytes.
 
     calibration_texts: to stop and to calibrate on; none for parts of `texts`. tokens: at most, None for all.
+    layers: to make now, None for all; the folder is complete once all are there, made in it or merged into it.
     window: tokens run together; None for the model's context, at most 512.
     max_disk_bytes: for collected tokens at any time. method: "trained" or "svd". device: "cpu" or "cuda", of the
     training; the model always runs on the CPU. Raises OptionError for values out of range.
@@ -49,6 +51,7 @@ class Job:
     texts: tuple[Path, ...]
     output: Path
     calibration_texts: tuple[Path, ...] = ()
+    layers: range | None = None
     method: str = "trained"
     rank: int | None = None
     budget: float = 0.1
@@ -116,17 +119,26 @@ class _Making:
         self.remark, self.steps = remark, steps
         self.model_bytes = bytes_without_predictors(file)
         self.budget_bytes = int(job.budget * self.model_bytes)
-        name = fingerprint(file)
+        layers = job.layers
+        if layers is not None and not 0 <= layers.start < layers.stop <= config.n_layer:
+            raise OptionError(f"layers {layers.start}-{layers.stop - 1}, the model has 0-{config.n_layer - 1}")
         self._check_given_rank()
-        self.folder = PredictorFolder(job.output, _settings(job, name, windows))
-        self.collection = Collection(job.output / COLLECTED, file, config, windows, name, job.threads)
 
     def run(self) -> Report:
         """Everything, see the module."""
+        job, name = self.job, fingerprint(self.file)
+        with locked_folder(job.output, "making predictors in"):
+            self.folder = PredictorFolder(job.output, _settings(job, name, self.windows))
+            folder = job.output / COLLECTED
+            self.collection = Collection(folder, self.file, self.config, self.windows, name, job.threads)
+            return self._make_all()
+
+    def _make_all(self) -> Report:
         n_layer = self.config.n_layer
-        left = [layer for layer in range(n_layer) if self.folder.finished(layer) is None]
-        if len(left) < n_layer:
-            self.remark(f"{n_layer - len(left)} of {n_layer} layers are finished already")
+        wanted = range(n_layer) if self.job.layers is None else self.job.layers
+        left = [layer for layer in wanted if self.folder.finished(layer) is None]
+        if len(left) < len(wanted):
+            self.remark(f"{len(wanted) - len(left)} of {len(wanted)} layers are finished already")
         groups = self._groups(left)
         for group in groups:
             counts = self.folder.ranks is None
@@ -137,7 +149,11 @@ class _Making:
                 with _device_memory():
                     self._make(layer)
                 self.collection.discard(layer)
-        self.folder.complete(n_layer)
+        missing = [layer for layer in range(n_layer) if self.folder.finished(layer) is None]
+        if missing:
+            self.remark(f"{len(missing)} of {n_layer} layers are not made yet, the first is {missing[0]}")
+        else:
+            self.folder.complete(n_layer)
         self.collection.remove()
         return self._report()
 

@@ -9,15 +9,12 @@ of an older one stay whole.
 
 from __future__ import annotations
 
-import fcntl
 import io
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from powerinfer_py.errors import FileFormatError, OptionError, PowerInferError, printable
-from powerinfer_py.output_files import make_folder, remove, write_bytes
+from powerinfer_py.output_files import locked_folder, remove, write_bytes
 from powerinfer_py.placement.statistics.layer_files import layer_files
 from powerinfer_py.placement.statistics.profile import (
     PROFILE_NAME,
@@ -36,22 +33,9 @@ class ProfileFolder:
         self.path = path
         self._overwrite = overwrite
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Makes the folder and keeps other processes from profiling into it. Raises OptionError where one does."""
-        make_folder(self.path)
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OptionError(f"{self._name}: another process is profiling into this folder") from None
-            except OSError:
-                # Some network file systems have no locks; renames keep each file whole all the same.
-                pass
-            yield
-        finally:
-            os.close(descriptor)
+        return locked_folder(self.path, "profiling into")
 
     def finished(self, run: str) -> ActivationProfile | None:
         """The statistics of this very run, or None where it has to run yet.

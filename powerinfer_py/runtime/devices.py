@@ -37,6 +37,9 @@ def find_device(options: RuntimeOptions) -> tuple[Device | None, list[str]]:
 
 
 def _cuda_device(index: int) -> Device:
+    from powerinfer_py.kernels.triton.availability import missing_requirement
     from powerinfer_py.runtime.hybrid.cuda_device import CudaDevice
 
+    if (missing := missing_requirement()) is not None:
+        raise DeviceError(missing)
     return CudaDevice(index, Arrangement(env.forced_step() or Arrangement.TWO_NODES))

@@ -7,6 +7,7 @@ engines can live in one process; a pipeline over ranges is a composition of engi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,12 +74,15 @@ class Engine:
         self.notices: list[str] = []
         if device is None:
             device, self.notices = find_device(options)
-        self.kernels, self._prompt_kernels = _make_kernels(options)
+        # A core for the thread that launches and for the driver's own, which wakes the CPU's side.
+        self.kernels, self._prompt_kernels = _make_kernels(options, 0 if device is None else device.busy_cores)
         self.notices += fallback_notices(self.kernels)
         plan = None
         if device is not None and options.vram_budget not in (None, 0.0):
             plan = self._plan(file, device, choose, n_ctx)
-        source = FileWeights(file, self.kernels, options)
+        source = FileWeights(
+            file, self.kernels, options, None if plan is None else max(0, file.n_bytes - plan.weight_bytes)
+        )
         self.hybrid: HybridModel | None = None
         self._transformer: Transformer | None = None
         if plan is None:
@@ -219,6 +223,7 @@ class Engine:
             self.options.cache_type_k,
             self.options.cache_type_v,
             None if self.hybrid is None else self.hybrid.kv_regions,
+            nullcontext if self.hybrid is None else self.hybrid.plan.device.enqueuing,
         )
 
     def _finish_loading(self, source: FileWeights) -> Tensor | None:
@@ -248,9 +253,12 @@ def _require_unchanged(watches: Sequence[FileWatch]) -> None:
         watch.require_unchanged()
 
 
-def _make_kernels(options: RuntimeOptions) -> tuple[Kernels, Kernels]:
-    """Kernels for single tokens and for prompts: the same object unless their numbers of threads differ."""
-    threads = options.threads or default_threads()
+def _make_kernels(options: RuntimeOptions, spared: int) -> tuple[Kernels, Kernels]:
+    """Kernels for single tokens and for prompts: the same object unless their numbers of threads differ.
+
+    spared: cores that are left to others where the options name no number of threads.
+    """
+    threads = options.threads or max(1, default_threads() - spared)
     kernels = make_kernels(threads)
     prompt_threads = options.threads_batch or threads
     return kernels, kernels if prompt_threads == threads else make_kernels(prompt_threads)

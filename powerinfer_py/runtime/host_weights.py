@@ -33,15 +33,19 @@ _WORDS: dict[GGMLType, npt.DTypeLike] = {GGMLType.F32: "<u4", GGMLType.F16: "<u2
 
 
 class FileWeights:
-    """A `WeightSource` over one open file, for the kernels that will compute with the matrices."""
+    """A `WeightSource` over one open file, for the kernels that will compute with the matrices.
 
-    def __init__(self, file: GGUFFile, kernels: Kernels, options: RuntimeOptions) -> None:
-        self._file = file
+    n_bytes: of the weights that come to the CPU, None for all of the file's.
+    """
+
+    def __init__(self, file: GGUFFile, kernels: Kernels, options: RuntimeOptions, n_bytes: int | None = None) -> None:
+        # Of its own, so that rows can still be read when whoever opened the file has closed it.
+        self._file = GGUFFile(file.shards)
         self._kernels = kernels
         self._options = options
         self._asked: set[str] = set()
         self._tables: dict[str, Matrix] = {}
-        self.unpacked_reason = _unpacked_reason(file, options)
+        self.unpacked_reason = _unpacked_reason(file, options, file.n_bytes if n_bytes is None else n_bytes)
         self.packs = options.repack and self.unpacked_reason is None
         self.transposed_bytes = 0
 
@@ -96,6 +100,11 @@ class FileWeights:
             ggml_type = GGMLType.F16
             values = dequantize(self._file.tensor_data(name), info.ggml_type, cols, rows).astype("<f2")
         return ggml_type, np.ascontiguousarray(values.T).view(np.uint8).reshape(-1)
+
+    def keep(self, data: npt.NDArray[np.uint8]) -> None:
+        """Locks a copy of weights in memory where the options ask for that. Raises DeviceError where it cannot be."""
+        if self._options.use_mlock:
+            lock_in_memory(data)
 
     def release(self, name: str) -> None:
         """Lets the system take back the memory of a tensor's pages, which has been copied."""
@@ -152,13 +161,13 @@ class FileWeights:
         return data
 
 
-def _unpacked_reason(file: GGUFFile, options: RuntimeOptions) -> str | None:
+def _unpacked_reason(file: GGUFFile, options: RuntimeOptions, n_bytes: int) -> str | None:
     """Why quantised weights stay in the file's order although nobody asked for that; None where they do not."""
     is_quantised = any(BLOCK_LAYOUTS[info.ggml_type].n_weights > 1 for info in file.tensors.values())
     if not (options.repack and is_quantised):
         return None
     if options.use_mlock:
         return "memory locking pins the file's own pages"
-    if not fits_in_memory(file.n_bytes):
-        return f"a packed copy of {file.n_bytes / 2**30:.1f} GiB does not fit the available memory"
+    if not fits_in_memory(n_bytes):
+        return f"a packed copy of {n_bytes / 2**30:.1f} GiB does not fit the available memory"
     return None

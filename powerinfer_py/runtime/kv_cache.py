@@ -7,7 +7,8 @@ reuse the longest prefix that is already there; which sequence uses which slot i
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from powerinfer_py.config import CacheType
@@ -32,7 +33,8 @@ class KVCache:
 
     The layout of a layer is (n_slots, n_head_kv, n_ctx, row) for keys and again for values; a row holds head_dim or
     head_dim_v values as type_k and type_v say. device_layers: where the memory of some layers comes from; it was
-    reserved for these sizes, so that such a cache cannot grow. Raises ContextError where the memory is not there, and
+    reserved for these sizes, so that such a cache cannot grow. enqueuing: in which copies there are made, so that they
+    keep their place among the device's work. Raises ContextError where the memory is not there, and
     OptionError for a type that cannot store rows of that length.
     """
 
@@ -47,6 +49,7 @@ class KVCache:
         type_k: CacheType = CacheType.F16,
         type_v: CacheType = CacheType.F16,
         device_layers: Mapping[int, DeviceBytes] | None = None,
+        enqueuing: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         require_whole_blocks(type_k, head_dim, "head_dim")
         require_whole_blocks(type_v, head_dim_v, "head_dim_v")
@@ -60,6 +63,7 @@ class KVCache:
         self.type_v = type_v
         self.tokens: list[list[int]] = [[] for _ in range(n_slots)]
         self._device_layers = dict(device_layers or {})
+        self._enqueuing = enqueuing
         self._allocate()
 
     def _allocate(self) -> None:
@@ -158,8 +162,9 @@ class KVCache:
     def copy_prefix(self, source: int, target: int, n_tokens: int) -> None:
         """Makes slot `target` hold exactly the first `n_tokens` tokens of slot `source`."""
         if source != target:
-            for layer in self.layers:
-                _copy_tokens(layer, source, layer, target, n_tokens)
+            with self._enqueuing():
+                for layer in self.layers:
+                    _copy_tokens(layer, source, layer, target, n_tokens)
             self.tokens[target] = self.tokens[source][:n_tokens]
         self.truncate(target, n_tokens)
 

@@ -77,6 +77,73 @@ def test_usage_errors_exit_2(wrong: list[str], capsys: pytest.CaptureFixture[str
     assert wrong[0] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [],
+        ["-m", "m.gguf"],
+        ["--merge", "a", "-m", "m.gguf"],
+        ["--merge", "a", "--layers", "0-1"],
+        ["-m", "m", "-f", "t", "--layers", "3-1"],
+        ["-m", "m", "-f", "t", "--layers", "x"],
+    ],
+)
+def test_misuse_exits_2(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        train_predictors.main([*wrong, "-o", "out"])
+    assert exit_.value.code == 2
+    assert "usage: powerinfer-train-predictors" in capsys.readouterr().err
+
+
+def test_two_halves_merged_are_the_whole(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["-m", str(write_predictable(tmp_path / "model.gguf")), "-f", str(text), *TINY, "--json"]
+    assert train_predictors.main([*common, "-o", str(tmp_path / "whole")]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    for layer in ("0", "1"):
+        assert train_predictors.main([*common, "-o", str(tmp_path / layer), "--layers", layer]) == 0
+        assert not (tmp_path / layer / "config.json").exists()
+        captured = capsys.readouterr()
+        assert "1 of 2 layers are not made yet" in captured.err
+        assert json.loads(captured.out)["layers"] == [whole["layers"][int(layer)]]
+    halves = [str(tmp_path / "1"), str(tmp_path / "0")]
+    assert train_predictors.main(["--merge", *halves, "-o", str(tmp_path / "merged"), "--json"]) == 0
+    merged = json.loads(capsys.readouterr().out)
+    assert (merged["layers"], merged["bytes"]) == (whole["layers"], whole["bytes"])
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "merged").iterdir())
+    for name in names:
+        if name != "training.json":
+            assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert json.loads((tmp_path / "merged" / "training.json").read_text()) == json.loads(
+        (tmp_path / "whole" / "training.json").read_text()
+    )
+
+
+def test_halves_that_do_not_fit(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["-m", str(write_predictable(tmp_path / "model.gguf")), "-f", str(text), *TINY]
+    for name, options in (("a", ["--layers", "0"]), ("b", ["--layers", "1", "--seed", "1"])):
+        assert train_predictors.main([*common, "-o", str(tmp_path / name), *options]) == 0
+    a, b, out = (str(tmp_path / name) for name in ("a", "b", "out"))
+    (tmp_path / "empty").mkdir()
+    capsys.readouterr()
+    cases = [
+        ([a, b], "was made with another seed"),
+        ([a], "layer 1 is in none of these folders (1 of 2 missing)"),
+        ([a, str(tmp_path / "empty")], "cannot read"),
+    ]
+    for folders, message in cases:
+        assert train_predictors.main(["--merge", *folders, "-o", out]) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    (tmp_path / "a" / "model_0.pt").write_bytes(b"half")
+    assert train_predictors.main(["--merge", a, "-o", out]) == 1
+    assert "is not the file that was recorded" in capsys.readouterr().err
+    assert train_predictors.main([*common, "-o", a, "--layers", "1-2"]) == 1
+    assert "the model has 0-1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("wrong", [["--max-disk", "-1"], ["--max-disk", "nan"], ["--budget", "200%"], ["--rank", "2"]])
 def test_values_out_of_range(wrong: list[str]) -> None:
     with pytest.raises(OptionError):

@@ -20,7 +20,9 @@ from types import TracebackType
 from typing import Any
 
 COMMANDS = ("convert", "quantize", "gpuidx", "profile", "train_predictors", "run", "inspect")
-HEAVY = ("torch", "numpy", "gguf.quants", "safetensors.torch", "powerinfer_py._native", "powerinfer_py.generation.llm")
+# torch._dynamo is what torch.optim imports when it is first used, for a second and a half.
+HEAVY = ("torch._dynamo", "scipy.optimize", "sentencepiece", "gguf.quants", "safetensors.torch")
+HEAVY += ("rich.progress", "rich.table", "powerinfer_py._native", "powerinfer_py.generation.llm")
 # Of linux/capability.h: the version of the interface, and passing over permissions of files and folders.
 CAPABILITY_VERSION_3, DAC_CAPABILITIES = 0x20080522, (1 << 1) | (1 << 2)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 from pathlib import Path
 
@@ -30,3 +32,15 @@ def test_named_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileFormatError, match="not a regular file"):
         open_gguf(tmp_path / "pipe")
+
+
+def test_a_file_that_cannot_be_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on file systems without maps, or where the address space is used up."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    with pytest.raises(FileFormatError, match="cannot map: No such device"):
+        open_gguf(tmp_path / "model.gguf")

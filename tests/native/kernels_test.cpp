@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "cold_worker.hpp"
 #include "random_model.hpp"
 
 namespace native_test {
@@ -201,6 +202,53 @@ void run_feed_forward(const Model& model, const FeedForwardCase& kind, int64_t n
     fired.close(results);
 }
 
+// The neurons from kCold on as a part of their own, and as a job that another thread computes from bits.
+void run_cold_part(const Model& model, int64_t n_tokens, Executor& executor, Results& results) {
+    constexpr int64_t kCold = 101, kRows = kFf - kCold, kBytes = (kRows + 7) / 8;
+    const auto cold = [](WeightMatrix m) {
+        m.data += kCold * m.row_bytes;
+        m.rows = kRows;
+        return m;
+    };
+    ColdWorker worker;
+    ColdJob job{};
+    job.worker = &worker;
+    job.executor = &executor;
+    job.block.gate = {cold(model.gate.matrix), nullptr};
+    job.block.up = {cold(model.up.matrix), nullptr};
+    job.block.down = {cold(model.down_t.matrix), nullptr};
+    job.block.down_is_transposed = true;
+    job.block.activation = Activation::relu;
+    job.block.n_embd = kEmbd;
+    job.block.n_ff = kRows;
+    std::vector<uint8_t> mask(static_cast<size_t>(n_tokens * kRows)), bits(static_cast<size_t>(n_tokens * kBytes));
+    for (int64_t t = 0; t < n_tokens; t++)
+        for (int64_t i = 0; i < kRows; i++) {
+            const uint8_t wanted = model.mask[static_cast<size_t>(t * kRows + i)];
+            mask[static_cast<size_t>(t * kRows + i)] = wanted;
+            bits[static_cast<size_t>(t * kBytes + i / 8)] |= static_cast<uint8_t>(wanted << (i % 8));
+        }
+    Output<float> here(n_tokens * kEmbd), there(n_tokens * kEmbd);
+    const FeedForwardPartStep step{model.x.data(), mask.data(), here.data(), nullptr, n_tokens};
+    const FeedForwardCounts counts = feed_forward_part(job.block, step, executor);
+    job.h = model.x.data();
+    job.bits = bits.data();
+    job.y = there.data();
+    job.n_tokens = n_tokens;
+    job.mask.resize(mask.size());
+    for (int i = 0; i < 3; i++) {
+        powerinfer_cold_submit(&job);
+        powerinfer_cold_wait(&job);
+        powerinfer_cold_run(&job);
+    }
+    if (worker.take_error()) fail("a cold part failed");
+    if (job.counts[0] != 6 * counts.gate || job.counts[3] != 6 * counts.fired) fail("a cold part counted otherwise");
+    if (std::memcmp(here.data(), there.data(), static_cast<size_t>(n_tokens * kEmbd) * sizeof(float)) != 0)
+        fail("a cold part differs by the thread that computes it");
+    here.close(results);
+    there.close(results);
+}
+
 Results run_everything(const Model& model, Executor& executor) {
     Results results;
     run_linear(model.few_rows.matrix, model.x.data(), model, nullptr, kManyTokens, executor, results);
@@ -210,6 +258,7 @@ Results run_everything(const Model& model, Executor& executor) {
         for (const WeightType keys : kCacheTypes)
             for (const WeightType values : kCacheTypes) run_attention(model, keys, values, n_tokens, executor, results);
         if (n_tokens == 0) continue;
+        run_cold_part(model, n_tokens, executor, results);
         for (const bool packs : {false, true}) {
             if (packs && !packed_form(model.up.matrix).packed) continue;
             for (const WeightType cached : kCacheTypes)

@@ -12,7 +12,14 @@ from powerinfer_py.errors import ModelError
 from powerinfer_py.gguf import GGUFFile, open_gguf
 from powerinfer_py.models.hyperparameters import read_config
 from powerinfer_py.placement.device_bytes import aligned, matrix_bytes
-from powerinfer_py.placement.sizes import HEAD_TOKENS, ModelSizes, model_sizes, staging_bytes, workspace_bytes
+from powerinfer_py.placement.sizes import (
+    HEAD_TOKENS,
+    ModelSizes,
+    band_bytes,
+    model_sizes,
+    staging_bytes,
+    workspace_bytes,
+)
 
 MODELS = ["relu-llama.powerinfer.gguf", "bamboo.q4.powerinfer.gguf", "relu-falcon.q4.powerinfer.gguf"]
 
@@ -118,9 +125,10 @@ def test_workspace_grows_with_tokens_and_holds_logits_of_a_few(fixtures: Path) -
     assert many > 512 * per_token
     assert one < many
     with_head = workspace_bytes(sizes, 512, head_on_gpu=True)
+    assert staging_bytes(sizes, 5) == aligned(5 * config.n_embd * 4) + 2 * band_bytes(sizes)
+    assert sizes.layers[0].hot_bytes(config.n_ff // 8) <= band_bytes(sizes) < sizes.layers[0].hot_bytes(config.n_ff)
     logits, halves = HEAD_TOKENS * config.n_vocab * 4, 2 * HEAD_TOKENS * config.n_embd * 2
     assert with_head - many == aligned(logits) + halves + aligned(HEAD_TOKENS * 4)
-    assert staging_bytes(sizes, 5) == aligned(5 * config.n_embd * 4)
 
 
 def test_workspace_never_shrinks_as_tokens_grow(fixtures: Path) -> None:

@@ -24,7 +24,7 @@ def test_known_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     a = statistics(tmp_path / "a", [50, 30, 10, 10], [1, 2, 3, 4], [0, 0, 0, 0])
     b = statistics(tmp_path / "b", [30, 10, 40, 20], [4, 3, 2, 1], [1, 1, 1, 1])
     output, picture = tmp_path / "results" / "ab.json", tmp_path / "ab.png"
-    result = last_line(COMPARE, [a, b, "-o", output, "--plot", picture], capsys)
+    result = last_line(COMPARE, [a, b, "-o", output, "--plot", picture, "--names", "old", "new"], capsys)
     assert result == json.loads(output.read_text())
     assert picture.read_bytes().startswith(b"\x89PNG")
     first, second, third = result["layers"]
@@ -35,7 +35,7 @@ def test_known_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert second["captured"] == pytest.approx(0.6)
     assert (third["hot"], third["captured"], third["rank_correlation"]) == (0, 0.0, None)
     assert result["overall"]["neurons"] == 12
-    assert result["a"]["activations"] == 110
+    assert (result["a"]["activations"], result["a"]["name"], result["b"]["name"]) == (110, "old", "new")
 
 
 def test_a_text_agrees_with_itself(capsys: pytest.CaptureFixture[str]) -> None:

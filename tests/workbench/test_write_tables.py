@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def methods() -> dict[str, Any]:
         "held_out_tokens": 500,
         "totals": {"trained": total, "sign_bits": total | {"recall": 0.9}},
         "decode_tokens_per_s": {"trained": 812.3, "sign_bits": None, "exact": 700.0},
-        "perplexity": {"trained": perplexity(0.002), "exact": perplexity(0.0)},
+        "perplexity": {"trained": perplexity(math.log(1.5)), "exact": perplexity(0.0)},
     }
 
 
@@ -64,7 +65,7 @@ def test_tables(tmp_path: Path) -> None:
     assert "| 0 | 3 of 8 | 75.0% | 79.0% | 80.0% | 0.988 |" in text
     assert "| 1 | 3 of 8 | - | 79.0% | 80.0% | - |" in text
     assert "### b: m.gguf, made from 1000 tokens, measured on 500 tokens of a held-out text" in text
-    assert "| trained | 99.00% | 50.00% | 20.00% | 2.00 | 2 | +0.200% +- 0.100% | 812 |" in text
+    assert "| trained | 99.00% | 50.00% | 20.00% | 2.00 | 2 | +50.000% +- 0.150% | 812 |" in text
     assert "| sign_bits | 90.00% | 50.00% | 20.00% | 2.00 | 2 | - | - |" in text
     assert "10.00% fire. Decode without predictors: exact 700 tokens/s. Perplexity: dense 30.00 +- 0.50" in text
     for line in text.splitlines():

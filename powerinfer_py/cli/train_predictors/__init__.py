@@ -39,6 +39,9 @@ examples:
         with a model family's settings; options given here go before the recipe's
   powerinfer-train-predictors -m model.gguf -f text.txt -o predictor/ --method svd --rank 256
         no training: a truncated SVD of the gate, calibrated on the text
+  powerinfer-train-predictors -m model.gguf -f text.txt -o part-1/ --layers 0-15
+  powerinfer-train-predictors --merge part-1/ part-2/ -o predictor/
+        layers made on several machines become one folder
   powerinfer-convert model.gguf predictor/ --outfile model.powerinfer.gguf
         put them into a model file
 
@@ -59,8 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     files = parser.add_argument_group("files")
-    files.add_argument("-m", "--model", type=Path, required=True, help="GGUF or PowerInfer file; F16 gives the best")
-    files.add_argument("-f", "--file", type=Path, nargs="+", required=True, metavar="TEXT", help="UTF-8 text files")
+    files.add_argument("-m", "--model", type=Path, help="GGUF or PowerInfer file; F16 gives the best")
+    files.add_argument("-f", "--file", type=Path, nargs="+", metavar="TEXT", help="UTF-8 text files")
     files.add_argument(
         "--calibrate",
         type=Path,
@@ -70,9 +73,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="text files to stop and to calibrate on, unseen by the model if possible (default: parts of -f)",
     )
     files.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="folder to fill")
+    files.add_argument(
+        "--merge",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="instead of making predictors, put folders with some layers each together",
+    )
     files.add_argument("--recipe", type=Path, metavar="TOML", help="file with defaults for the options below")
     _add_settings(parser.add_argument_group("settings"))
     machine = parser.add_argument_group("machine")
+    machine.add_argument("--layers", type=_layers, metavar="A-B", help="make these layers only (default: all)")
     machine.add_argument("--max-disk", type=float, metavar="GIB", help="disk for collected tokens (default 20)")
     machine.add_argument("--device", choices=("cpu", "cuda"), help="where to train (default cpu)")
     machine.add_argument("-t", "--threads", type=int, help="CPU threads (default: one a physical core)")
@@ -111,6 +122,7 @@ def job_from(arguments: argparse.Namespace) -> Job:
         texts=tuple(arguments.file),
         output=arguments.output,
         calibration_texts=tuple(arguments.calibrate),
+        layers=arguments.layers,
         device=arguments.device or "cpu",
         threads=arguments.threads,
         training=TrainingOptions(**training),
@@ -133,8 +145,44 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-s", "--seed", type=int, help="of the order of tokens (default 0)")
 
 
+def _layers(text: str) -> range:
+    """`0-15`, both included, or a single number."""
+    first, _, last = text.partition("-")
+    last = last or first
+    if not all(part.isascii() and part.isdigit() and len(part) < 6 for part in (first, last)) or int(last) < int(first):
+        raise argparse.ArgumentTypeError(f"expected layers such as 0-15, not {text!r}")
+    return range(int(first), int(last) + 1)
+
+
+def _misuse(arguments: argparse.Namespace) -> str | None:
+    """What is wrong with the combination of flags."""
+    running = ("model", "file", "recipe", "layers", *RECIPE_OPTIONS)
+    if arguments.merge is None:
+        missing = [flag for flag, value in (("-m", arguments.model), ("-f", arguments.file)) if value is None]
+        return f"{missing[0]} is missing; or name folders to --merge" if missing else None
+    given = next((name for name in running if getattr(arguments, name) is not None), None)
+    return None if given is None else f"--merge makes nothing: --{given.replace('_', '-')} has no meaning with it"
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from powerinfer_py.cli.streams import remark
+    from powerinfer_py.predictor.merging import merge_folders, merged_dict
+
+    report = merged_dict(merge_folders(arguments.merge, arguments.output))
+    if arguments.json:
+        print(json.dumps(report, allow_nan=False))
+    else:
+        remark(f"{len(report['layers'])} layers, {report['bytes']} bytes of predictors")
+    return 0
+
+
 def _run(argv: Sequence[str] | None) -> int:
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if (complaint := _misuse(arguments)) is not None:
+        parser.error(complaint)
+    if arguments.merge is not None:
+        return _merge(arguments)
     from powerinfer_py.cli.progress import step_progress
     from powerinfer_py.cli.streams import remark
     from powerinfer_py.predictor.making import make_predictors

@@ -85,7 +85,7 @@ void key_scores(const AttentionJob& job, const float* q, int n_heads, const uint
     for (int64_t p = 0; p < n; p += kRowTile) {
         const int n_rows = n - p < kRowTile ? static_cast<int>(n - p) : kRowTile;
         for (int r = 0; r < n_rows; r++) rows[r] = keys + (p + r) * job.k_cache.row_bytes;
-        products<type>(rows, n_rows, 0, x, n_heads, job.head_dim, results);
+        products<type>(rows, n_rows, x, n_heads, job.head_dim, results);
         for (int r = 0; r < n_rows; r++)
             for (int h = 0; h < n_heads; h++) scores[h * n + p + r] = results[r * n_heads + h] * job.scale;
     }

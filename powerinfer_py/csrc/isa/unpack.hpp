@@ -38,6 +38,10 @@ void fetch(const uint8_t* row, int64_t begin, int64_t n) {
     for (int64_t i = 0; i < n / G::kWeights * G::kBytes; i += 64) __builtin_prefetch(p + i);
 }
 
+inline bool lie_side_by_side(const uint8_t* const* rows, int n_rows, int64_t row_bytes) {
+    return rows[n_rows - 1] - rows[0] == (n_rows - 1) * row_bytes;
+}
+
 // Rows that one token meets one after the other, and how they are asked for ahead of their use.
 //
 // Rows that lie side by side are a single stream, which the hardware fetches by itself; prefetches, or two rows of a page
@@ -52,12 +56,10 @@ struct FetchAhead {
     int64_t row_bytes;
     bool is_stream;
 
-    // `n_rows` to be computed, then `n_ahead` that will be asked for next.
+    // `n` to be computed, then `n_ahead` that will be asked for next: these tell whether a single one lies apart.
     FetchAhead(const uint8_t* const* given, int n, int n_ahead, int64_t n_bytes)
-        : rows(given), n_rows(n + n_ahead), row_bytes(n_bytes), is_stream(given[n - 1] - given[0] == (n - 1) * n_bytes) {
-        // The rows that follow tell what a single row cannot: it may be one of many that lie apart.
-        if (is_stream && n_ahead > 0) is_stream = given[n] - given[n - 1] == n_bytes;
-    }
+        : rows(given), n_rows(n + n_ahead), row_bytes(n_bytes),
+          is_stream(lie_side_by_side(given, n_ahead ? n + 1 : n, n_bytes)) {}
 
     // To be called before row r is computed. Inlined: GCC leaves out calls of a function that does nothing but prefetch.
     [[gnu::always_inline]] void before(int r) const {

@@ -24,7 +24,7 @@ from powerinfer_py.kernels.triton.halves import Halves, power_of_two_scale, two_
 # took all 255 and spilled. 64 x 128 float32 sums are 32 registers of each of 256 threads.
 _TOKENS, _TILE, _PART, _WARPS = 64, 32, 32, 8
 # Halves of keys and values besides those of queries leave no room for more.
-_BLOCK_TOKENS, _BLOCK_TILE, _BLOCK_PART, _BLOCK_WARPS = 16, 32, 32, 8
+_BLOCK_TOKENS, _BLOCK_TILE, _BLOCK_PART, _BLOCK_WARPS = 32, 16, 32, 8
 # Weights lie in [0, 1]; times 2^14 even low halves of small ones are no subnormal float16. Values of q8_0 are brought
 # to [2^14, 2^15) and their weights multiplied by the inverse, so that weights up to 2^15 times as large still fit.
 _WEIGHT_SCALE = tl.constexpr(16384.0)
@@ -39,24 +39,22 @@ def key_halves(rows, TYPE: tl.constexpr):
     if TYPE == "q8_0":
         forth, back = power_of_two_scale(tl.max(tl.abs(rows), axis=1))
         high, low = two_halves(rows * forth[:, None])
-        return high, low, back
-    return rows, rows, 1.0
+    else:
+        high, low, back = rows, rows, 1.0
+    return high, low, back
 
 
 @triton.jit
-def spread_strange(
-    total, v_cache, theirs, position, last, at_v, DIM_V: tl.constexpr, TILE: tl.constexpr, TYPE: tl.constexpr
-):
-    """`total` with NaN where a token sees a value that is not finite."""
+def spread_strange(total, v_cache, theirs, position, last, at_v, DIM_V: tl.constexpr, TYPE: tl.constexpr):
+    """`total` with NaN where a token sees a value that is not finite; a position after the other, as it is rare."""
     start = last * 0
     while start <= last:
-        place = start + tl.arange(0, TILE)
+        place = start + tl.arange(0, 1)
         values = load_cache_rows(v_cache, place, place <= last, at_v, DIM_V, TYPE)
-        strange = ((values - values) == 0.0) == 0
-        seen = theirs[:, None] & (place[None, :] <= position[:, None])
-        touched = tl.dot(seen.to(tl.float16), strange.to(tl.float16))
-        total = tl.where(touched > 0.0, float("nan"), total)
-        start += TILE
+        strange = ((values - values) == 0.0) == 0  # (1, columns)
+        seen = theirs[:, None] & (place[None, :] <= position[:, None])  # (tokens, 1)
+        total = tl.where(seen & strange, float("nan"), total)
+        start += 1
     return total
 
 
@@ -150,7 +148,7 @@ def tiles_kernel(
                 total = tl.dot(p_high, value_low, total)
             start += TILE
         if n_strange > 0:
-            total = spread_strange(total, values_of, theirs, position, last, at_v, DIM_V, TILE, V_TYPE)
+            total = spread_strange(total, values_of, theirs, position, last, at_v, DIM_V, V_TYPE)
         left = left & (slot_of != slot)
         slot = tl.min(tl.where(left, slot_of, n_slots), axis=0)
     out = y + (tokens.to(tl.int64) * (HEADS * DIM_V) + head * DIM_V)[:, None] + at_v[None, :]

@@ -23,9 +23,11 @@ LARGEST_SCALE = tl.constexpr(65519.99609375)
 @triton.jit
 def row_start(cache, row, DIM: tl.constexpr, TYPE: tl.constexpr):
     """Where `row` (int64) begins. From there a sequence's rows are counted in int32: a head's context is small."""
-    if TYPE == "q8_0":
-        return cache + row * (DIM // 32 * 34)
-    return cache + row * DIM
+    if TYPE == "q8_0":  # noqa: SIM108
+        start = cache + row * (DIM // 32 * 34)
+    else:
+        start = cache + row * DIM
+    return start
 
 
 @triton.jit
@@ -38,8 +40,10 @@ def load_cache_rows(cache, places, keep, at, DIM: tl.constexpr, TYPE: tl.constex
         low = tl.load(cache + block, mask=wanted, other=0).to(tl.uint16)
         high = tl.load(cache + block + 1, mask=wanted, other=0).to(tl.uint16)
         d = (low | (high << 8)).to(tl.float16, bitcast=True)
-        return quant.to(tl.float32) * d.to(tl.float32)
-    return tl.load(cache + places[:, None] * DIM + at[None, :], mask=wanted, other=0.0)
+        tile = quant.to(tl.float32) * d.to(tl.float32)
+    else:
+        tile = tl.load(cache + places[:, None] * DIM + at[None, :], mask=wanted, other=0.0)
+    return tile
 
 
 @triton.jit

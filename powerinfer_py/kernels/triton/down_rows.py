@@ -23,8 +23,9 @@ from powerinfer_py.kernels.triton.weight_rows import high_nibbles, low_nibbles, 
 CHUNK = 64
 # 256 columns are 128 bytes of nibbles, the run a warp reads at once.
 COLUMNS = 256
-# Rows read together: 8 x 128 bytes of nibbles in 128 threads of 8 bytes, or 16 of halves.
-ROWS = 8
+# Rows read together: 16 x 128 bytes of nibbles in 128 threads of 16 bytes, or 64 of halves. The loop over them is not
+# pipelined: its loads depend on loaded ids, which Triton 3.2 cannot schedule.
+ROWS = 16
 
 
 @triton.jit
@@ -42,7 +43,6 @@ def down_kernel(
     CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    STAGES: tl.constexpr,
     STORAGE: tl.constexpr,
     LISTED: tl.constexpr,
     GATHERED: tl.constexpr,
@@ -66,7 +66,7 @@ def down_kernel(
     low_total = tl.zeros((COLUMNS // 2,), tl.float32)
     high_total = tl.zeros((COLUMNS // 2,), tl.float32)
     n_read = 0
-    for start in tl.range(0, CHUNK, ROWS, num_stages=STAGES):
+    for start in range(0, CHUNK, ROWS):
         entry = chunk * CHUNK + start + tl.arange(0, ROWS)
         keep = entry < end
         rows = entry.to(tl.int64)
@@ -182,7 +182,6 @@ def down_rows(
         down_kernel,
         (n_tokens, n_chunks(n), n_tiles),
         warps=4,
-        stages=2,
         coefficients=coefficients,
         values=matrix.values,
         scales=matrix.scales_or_values,
@@ -196,7 +195,6 @@ def down_rows(
         CHUNK=CHUNK,
         ROWS=CHUNK if device.type == "cpu" else ROWS,
         COLUMNS=COLUMNS,
-        STAGES=2,
         STORAGE=matrix.storage,
         LISTED=lists is not None,
         GATHERED=gathered,

@@ -3,7 +3,7 @@
 
 A program adds up the whole list for its tokens and columns, in the order of the list. Values that are exactly 0 must
 contribute 0 even where a row is not finite, which a product does not see to: what is not finite is taken out of it, and
-a second pass, which only such rows cause, makes NaN of what they touch.
+a second pass over single rows, which only such rows cause, makes NaN of what they touch.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ def split_finite(w):
 @triton.jit
 def listed_rows(ids, entry, keep, LISTED: tl.constexpr):
     """Row numbers (int64) of list entries."""
-    if LISTED:
-        return tl.load(ids + entry, mask=keep, other=0).to(tl.int64)
-    return entry.to(tl.int64)
+    if LISTED:  # noqa: SIM108
+        rows = tl.load(ids + entry, mask=keep, other=0).to(tl.int64)
+    else:
+        rows = entry.to(tl.int64)
+    return rows
 
 
 @triton.jit
@@ -40,15 +42,16 @@ def row_tile(
     """Columns from `start` of whole rows as tl.dot takes them; of no q4_0."""
     if STORAGE == "f32":
         at = start + tl.arange(0, COLUMNS)
-        return tl.load(values + rows[:, None] * N + at[None, :], mask=keep[:, None] & (at < N)[None, :], other=0.0)
-    return half_tile(values, scales, rows, keep, start, half_scale, N, COLUMNS, STORAGE)
+        tile = tl.load(values + rows[:, None] * N + at[None, :], mask=keep[:, None] & (at < N)[None, :], other=0.0)
+    else:
+        tile = half_tile(values, scales, rows, keep, start, half_scale, N, COLUMNS, STORAGE)
+    return tile
 
 
 @triton.jit
 def nan_where_touched(total, used, w):
-    """`total` with NaN where a token uses a weight that is not finite. used: (tokens, rows), w: (rows, columns)."""
-    touched = tl.dot(used.to(tl.float16), (((w - w) == 0.0) == 0).to(tl.float16))
-    return tl.where(touched > 0.0, float("nan"), total)
+    """`total` with NaN where a token uses a weight of a row that is not finite. used: (tokens, 1), w: (1, columns)."""
+    return tl.where(used & (((w - w) == 0.0) == 0), float("nan"), total)
 
 
 @triton.jit
@@ -139,7 +142,7 @@ def down_tiles_kernel(
         start += STEP
     start = end * 0
     while (start < end) & (n_strange > 0):
-        entry = start + tl.arange(0, STEP)
+        entry = start + tl.arange(0, 1)
         keep = entry < end
         rows = listed_rows(ids, entry, keep, LISTED)
         here = inside[:, None] & keep[None, :]
@@ -151,7 +154,7 @@ def down_tiles_kernel(
         else:
             w = row_tile(values, scales, rows, keep, first, half_scale, N, COLUMNS, STORAGE)
             total = nan_where_touched(total, used, w)
-        start += STEP
+        start += 1
     back = tl.load(inverse + tokens, mask=inside, other=0.0)
     if STORAGE == "q4_0":
         columns = nibble_columns(first, COLUMNS)

@@ -51,19 +51,21 @@ def half_tile(
     at = start + tl.arange(0, STEP)
     wanted = keep[:, None] & (at < N)[None, :]
     if STORAGE == "f16":
-        return tl.load(values + rows[:, None] * N + at[None, :], mask=wanted, other=0.0)
-    if STORAGE == "bf16":
+        tile = tl.load(values + rows[:, None] * N + at[None, :], mask=wanted, other=0.0)
+    elif STORAGE == "bf16":
         w = tl.load(values + rows[:, None] * N + at[None, :], mask=wanted, other=0.0)
-        return (w.to(tl.float32) * half_scale).to(tl.float16)
-    ROWS: tl.constexpr = keep.shape[0]
-    block = start // 32 + tl.arange(0, STEP // 32)
-    inside = keep[:, None] & (block < N // 32)[None, :]  # (ROWS, blocks)
-    place = tl.arange(0, 32)
-    at_weight = block[:, None] * 32 + place[None, :]
-    quants = tl.load(values + rows[:, None, None] * N + at_weight[None, :, :], mask=inside[:, :, None], other=0)
-    d = tl.load(scales + rows[:, None] * (N // 32) + block[None, :], mask=inside, other=0.0)
-    w = signed_bytes(quants) * (d.to(tl.float32) * half_scale)[:, :, None]
-    return tl.reshape(w, (ROWS, STEP)).to(tl.float16)
+        tile = (w.to(tl.float32) * half_scale).to(tl.float16)
+    else:
+        ROWS: tl.constexpr = keep.shape[0]
+        block = start // 32 + tl.arange(0, STEP // 32)
+        inside = keep[:, None] & (block < N // 32)[None, :]  # (ROWS, blocks)
+        place = tl.arange(0, 32)
+        at_weight = block[:, None] * 32 + place[None, :]
+        quants = tl.load(values + rows[:, None, None] * N + at_weight[None, :, :], mask=inside[:, :, None], other=0)
+        d = tl.load(scales + rows[:, None] * (N // 32) + block[None, :], mask=inside, other=0.0)
+        w = signed_bytes(quants) * (d.to(tl.float32) * half_scale)[:, :, None]
+        tile = tl.reshape(w, (ROWS, STEP)).to(tl.float16)
+    return tile
 
 
 @triton.jit

@@ -23,22 +23,22 @@ from powerinfer_py.kernels.triton.cache_tiles import require_cache, store_cache_
 def rotated(x, at, cos, sin, DIM: tl.constexpr, PAIRS: tl.constexpr, LAYOUT: tl.constexpr):
     """Values `at` of a head, the first 2 * PAIRS of them rotated. cos, sin: of the position."""
     value = tl.load(x + at, mask=at < DIM, other=0.0)
-    if LAYOUT == "none":
-        return value
-    turns = at < 2 * PAIRS
-    if LAYOUT == "halves":
-        first = at < PAIRS
-        partner = tl.where(first, at + PAIRS, at - PAIRS)
-        pair = tl.where(first, at, at - PAIRS)
-    else:
-        first = at % 2 == 0
-        partner = tl.where(first, at + 1, at - 1)
-        pair = at // 2
-    other = tl.load(x + partner, mask=turns, other=0.0)
-    c = tl.load(cos + pair, mask=turns, other=0.0)
-    s = tl.load(sin + pair, mask=turns, other=0.0)
-    turned = tl.where(first, value * c - other * s, other * s + value * c)
-    return tl.where(turns, turned, value)
+    if LAYOUT != "none":
+        turns = at < 2 * PAIRS
+        if LAYOUT == "halves":
+            first = at < PAIRS
+            partner = tl.where(first, at + PAIRS, at - PAIRS)
+            pair = tl.where(first, at, at - PAIRS)
+        else:
+            first = at % 2 == 0
+            partner = tl.where(first, at + 1, at - 1)
+            pair = at // 2
+        other = tl.load(x + partner, mask=turns, other=0.0)
+        c = tl.load(cos + pair, mask=turns, other=0.0)
+        s = tl.load(sin + pair, mask=turns, other=0.0)
+        turned = tl.where(first, value * c - other * s, other * s + value * c)
+        value = tl.where(turns, turned, value)
+    return value
 
 
 @triton.jit

@@ -25,10 +25,12 @@ from powerinfer_py.kernels.triton.weight_rows import row_products
 def first_fired(first, wanted, threshold, ACTIVATION: tl.constexpr):
     """Which neurons fire as far as their first row says; dReLU's up row is not known yet."""
     if ACTIVATION == "silu":
-        return wanted
-    if ACTIVATION == "fatrelu":
-        return wanted & ((first < threshold) == 0)
-    return wanted & ((first <= 0.0) == 0)
+        fired = wanted
+    elif ACTIVATION == "fatrelu":
+        fired = wanted & ((first < threshold) == 0)
+    else:
+        fired = wanted & ((first <= 0.0) == 0)
+    return fired
 
 
 @triton.jit

@@ -49,8 +49,8 @@ _NO_DATA = np.zeros(0, np.uint8)
 class TritonKernels(Kernels):
     """The operations of `Kernels` on `device`.
 
-    allocate: gives memory for results and intermediate values, aligned to 16 bytes. allocate_weights: the same for
-    matrices, one call a matrix with the file's number of bytes. None: whatever torch gives.
+    allocate: gives memory for results and intermediate values, aligned to 16 bytes; None: whatever torch gives.
+    allocate_weights: the same for matrices, one call a matrix with the file's number of bytes; None: `allocate`.
     """
 
     name = "triton"
@@ -60,7 +60,7 @@ class TritonKernels(Kernels):
     ) -> None:
         self.device = device
         self._allocate = allocate or self._new
-        self._allocate_weights = allocate_weights or self._new
+        self._allocate_weights = allocate_weights or self._allocate
 
     def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)

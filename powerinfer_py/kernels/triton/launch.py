@@ -49,10 +49,10 @@ _FEW_ROWS = 2048
 # spilled to local memory on 8.0 and 9.0.
 _ROW_STEPS = {"f32": 256, "f16": 256, "bf16": 256, "q8_0": 512, "q4_0": 1024}
 
-# (rows, step) of the kernels around tl.dot at up to 64 tokens and 4 warps: the largest that ptxas did not spill on 8.0,
-# 8.9 and 9.0. "hidden" holds gate and up products, "down" two sums of half the columns for Q4_0. F32 weights, which no
-# tensor core multiplies in full, take at most 32 tokens and steps of 32.
-_TILE_ROWS_AND_STEPS = {"product": (64, 64), "hidden": (32, 64), "down": (128, 32)}
+# (rows, step, warps) of the kernels around tl.dot at up to 64 tokens: the largest that ptxas did not spill on 8.0, 8.9
+# and 9.0. "hidden" holds gate and up products, "down" two sums of half the columns for Q4_0. F32 weights, which no
+# tensor core multiplies in full, take at most 32 tokens, 64 rows and steps of 32.
+_TILES = {"product": (64, 64, 4), "hidden": (64, 64, 8), "down": (128, 32, 8)}
 
 
 def row_config(kernel: str, storage: str, rows: int, cols: int, device: torch.device) -> RowConfig:
@@ -72,9 +72,11 @@ def tile_config(kernel: str, storage: str, n_tokens: int, rows: int, cols: int, 
     recorded = _recorded(kernel, storage, rows, cols, device)
     if isinstance(recorded, TileConfig):
         return recorded
-    tokens = 16 if n_tokens <= 16 else 32 if n_tokens <= 32 or storage == "f32" else 64
-    rows, step = _TILE_ROWS_AND_STEPS[kernel]
-    return TileConfig(tokens=tokens, rows=rows, step=32 if storage == "f32" else step, warps=4, stages=3)
+    rows, step, warps = _TILES[kernel]
+    tokens = 16 if n_tokens <= 16 else 32 if n_tokens <= 32 else 64
+    if storage == "f32":
+        tokens, rows, step = min(tokens, 32), min(rows, 64), 32
+    return TileConfig(tokens=tokens, rows=rows, step=step, warps=warps, stages=3)
 
 
 def _recorded(kernel: str, storage: str, rows: int, cols: int, device: torch.device) -> RowConfig | TileConfig | None:

@@ -21,10 +21,12 @@ from powerinfer_py.kernels.triton.weight_rows import row_products
 def finish(total, OUTPUT: tl.constexpr, threshold):
     """What is stored of a sum: itself, its ReLU (NaN stays), or whether it reaches the threshold (NaN does)."""
     if OUTPUT == "relu":
-        return tl.where(total < 0.0, 0.0, total)
-    if OUTPUT == "mask":
-        return tl.where(total < threshold, 0, 1).to(tl.uint8)
-    return total
+        result = tl.where(total < 0.0, 0.0, total)
+    elif OUTPUT == "mask":
+        result = tl.where(total < threshold, 0, 1).to(tl.uint8)
+    else:
+        result = total
+    return result
 
 
 @triton.jit

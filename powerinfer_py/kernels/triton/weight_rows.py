@@ -1,7 +1,8 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 """What kernels share: rows of weights in every storage of `device_rows` as float32, and their products with a vector.
 
-Functions of Triton's language that are inlined into kernels, no kernels themselves. Rows are numbered in int64: a
+Functions of Triton's language that are inlined into kernels, no kernels themselves; each returns at its end alone:
+Triton 3.2 goes on compiling behind a return. Rows are numbered in int64: a
 matrix may have more than 2^31 weights.
 """
 
@@ -58,10 +59,12 @@ def row_products(
     block, of 32 products, times its scale) over the tiles in order, then over the columns of the tile.
     """
     if STORAGE == "q4_0":
-        return _nibble_products(values, scales, rows, keep, x, N, ROWS, STEP // 32, STAGES)
-    if STORAGE == "q8_0":
-        return _byte_products(values, scales, rows, keep, x, N, ROWS, STEP // 32, STAGES)
-    return _float_products(values, rows, keep, x, N, ROWS, STEP, STAGES)
+        total = _nibble_products(values, scales, rows, keep, x, N, ROWS, STEP // 32, STAGES)
+    elif STORAGE == "q8_0":
+        total = _byte_products(values, scales, rows, keep, x, N, ROWS, STEP // 32, STAGES)
+    else:
+        total = _float_products(values, rows, keep, x, N, ROWS, STEP, STAGES)
+    return total
 
 
 @triton.jit

@@ -96,9 +96,11 @@ class CapturedColdSide:
 class CapturedStep:
     """One captured segment. replay: enqueues it. result: on the host, where its result lies once the device is done.
 
-    jobs: of the split layers, by the engine's numbering.
+    jobs: of the split layers, by the engine's numbering. predictor_s: what the predictors took when it was captured; a
+    replay cannot be asked.
     """
 
     replay: Callable[[], None]
     result: Tensor
     jobs: dict[int, Any]
+    predictor_s: float

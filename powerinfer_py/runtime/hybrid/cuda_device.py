@@ -12,7 +12,7 @@ makes to libraries in the driver's place.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from powerinfer_py.errors import DeviceError
@@ -21,7 +21,7 @@ from powerinfer_py.placement.budget import DeviceMemory
 from powerinfer_py.placement.problem import Rates
 from powerinfer_py.placement.rates import machine_rates
 from powerinfer_py.runtime.hybrid.cuda_driver import CudaDriver, Monitor
-from powerinfer_py.runtime.hybrid.device import Arrangement, Device, Mark
+from powerinfer_py.runtime.hybrid.device import Arrangement, Device, Mark, PromptRates
 from powerinfer_py.runtime.hybrid.device_memory import AllocateTensor
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ _MODULES_MARGIN_BYTES = 64 << 20
 
 class CudaDevice(Device):
     """GPU number `index`. Raises DeviceError where torch or the driver cannot use it."""
+
+    busy_cores = 1
 
     def __init__(self, index: int, arrangement: Arrangement) -> None:
         import torch
@@ -65,14 +67,22 @@ class CudaDevice(Device):
         """Measured on this machine, once."""
         return machine_rates(n_threads)
 
+    def prompt_rates(self, measure: Callable[[], PromptRates]) -> PromptRates:
+        """Measured."""
+        return measure()
+
     def context_bytes(self, warm_up: Callable[[], None]) -> int:
         """What the process holds after `warm_up`, as NVML reports it, else what has gone from the free memory."""
+        import gc
+
         import torch
 
         if self._context_bytes is None:
             warm_up()
             self.synchronise()
             self._arena = None
+            # A tensor of the warm-up that waited for the collector would keep the whole arena.
+            gc.collect()
             torch.cuda.empty_cache()
             held = self._monitor.process_bytes()
             if held is None:
@@ -106,7 +116,7 @@ class CudaDevice(Device):
         """Triton's kernels."""
         from powerinfer_py.kernels.triton.kernels import TritonKernels
 
-        return TritonKernels(self._device, allocate)
+        return TritonKernels(self._device, allocate, allocate)
 
     def host_buffer(self, n_bytes: int) -> Tensor:
         """uint8 (n_bytes), page-locked."""
@@ -126,11 +136,23 @@ class CudaDevice(Device):
         event.record(torch.cuda.current_stream(self._device))
         return _EventMark(event)
 
-    def enqueuing(self) -> AbstractContextManager[object]:
-        """Inside, torch and Triton enqueue in the device's own stream."""
+    @contextmanager
+    def enqueuing(self) -> Iterator[None]:
+        """Inside, torch and Triton enqueue in the device's own stream. What they report of the device is a DeviceError;
+        after an error of its own the device is lost to this process."""
         import torch
 
-        return torch.cuda.stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(f"the GPU is out of memory: {_first_line(error)}") from None
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] == "triton":
+                raise DeviceError(f"a GPU kernel cannot be compiled or loaded: {_first_line(error)}") from None
+            if isinstance(error, RuntimeError) and "CUDA error" in str(error):
+                raise DeviceError(f"the GPU has failed: {_first_line(error)}") from None
+            raise
 
     def launch(self, function: int, data: int) -> None:
         """A host function in the current stream, or a node of the graph that is being captured."""
@@ -139,11 +161,14 @@ class CudaDevice(Device):
         self._driver.launch_host_function(torch.cuda.current_stream(self._device).cuda_stream, function, data)
 
     @contextmanager
-    def beside(self) -> Iterator[None]:
-        """Inside, the second stream is the current one; it waits for what the first has been given so far."""
+    def beside(self, after: Mark | None = None) -> Iterator[None]:
+        """Inside, the second stream is the current one; it waits for the mark, or what the first was given so far."""
         import torch
 
-        self._side.wait_stream(torch.cuda.current_stream(self._device))
+        if isinstance(after, _EventMark):
+            self._side.wait_event(after.event)
+        else:
+            self._side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._side):
             yield
 
@@ -174,17 +199,17 @@ class CudaDevice(Device):
 
 class _EventMark:
     def __init__(self, event: torch.cuda.Event) -> None:
-        self._event = event
+        self.event = event
 
     def wait(self) -> None:
         """Blocks the calling thread, without the GIL."""
-        self._event.synchronize()
+        self.event.synchronize()
 
     def seconds_since(self, earlier: Mark) -> float:
         """Time on the device between the two events."""
         if not isinstance(earlier, _EventMark):
             raise TypeError("the mark is another device's")
-        return float(earlier._event.elapsed_time(self._event)) / 1e3
+        return float(earlier.event.elapsed_time(self.event)) / 1e3
 
 
 def _first_line(error: BaseException) -> str:

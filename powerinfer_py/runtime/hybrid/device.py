@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +19,19 @@ from powerinfer_py.runtime.hybrid.device_memory import AllocateTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PromptRates:
+    """What decides where the cold part of a prompt is computed.
+
+    stream_bytes_per_s: rows from the file to the device. cpu_products_per_s, device_products_per_s: (token, weight)
+    products of an FFN. A stream or a device with a rate of 0 is not to be used, nor is a CPU where the others are not.
+    """
+
+    stream_bytes_per_s: float
+    cpu_products_per_s: float
+    device_products_per_s: float
 
 
 class Arrangement(StrEnum):
@@ -40,10 +54,14 @@ class Mark(Protocol):
 
 
 class Device(ABC):
-    """One device. Its kernels take tensors that lie on it. arrangement: how its decode steps are run."""
+    """One device. Its kernels take tensors that lie on it.
+
+    arrangement: how its decode steps are run. busy_cores: of the CPU, which its driver keeps busy.
+    """
 
     name: str
     arrangement: Arrangement
+    busy_cores = 0
 
     @abstractmethod
     def memory(self) -> DeviceMemory:
@@ -52,6 +70,10 @@ class Device(ABC):
     @abstractmethod
     def rates(self, n_threads: int) -> Rates:
         """What it and the CPU with `n_threads` threads do, for the solver."""
+
+    @abstractmethod
+    def prompt_rates(self, measure: Callable[[], PromptRates]) -> PromptRates:
+        """What prompts run at: what `measure` finds by running on the device and the CPU, or what is stated."""
 
     @abstractmethod
     def context_bytes(self, warm_up: Callable[[], None]) -> int:
@@ -95,9 +117,9 @@ class Device(ABC):
         """Enqueues a call of the C function `void (*)(void*)` at address `function` on the host, with `data`."""
 
     @abstractmethod
-    def beside(self) -> AbstractContextManager[None]:
-        """Inside, work is enqueued behind all that was enqueued before, and runs beside what is enqueued after, until
-        `rejoin`."""
+    def beside(self, after: Mark | None = None) -> AbstractContextManager[None]:
+        """Inside, work is enqueued behind what was enqueued before `after` (None: before now), and runs beside the
+        rest, until `rejoin`."""
 
     @abstractmethod
     def rejoin(self) -> None:

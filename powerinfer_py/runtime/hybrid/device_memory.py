@@ -73,6 +73,15 @@ class Workspace:
         """Ends the life of everything taken so far."""
         self._used = 0
 
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Ends the life of what is taken inside."""
+        before = self._used
+        try:
+            yield
+        finally:
+            self._used = before
+
 
 class DeviceMemory:
     """A ledger and the memory behind it. `allocate` serves kernels: from the source that `into` names."""

@@ -5,7 +5,8 @@ neurons are computed meanwhile, and then
 
     y = residual + hot part + cold part        (in this order; the down bias belongs to the hot part)
 
-A layer without cold neurons asks nothing of the CPU. Nothing here waits for the device.
+In a prompt the cold part may be computed on the device too, its rows brought there in bands (`cold_stream`). A layer
+without cold neurons asks nothing of the CPU. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.kernels.matrix import RopeTable
 from powerinfer_py.runtime.hybrid.buffers import Buffers
 from powerinfer_py.runtime.hybrid.cold_side import ColdSide
+from powerinfer_py.runtime.hybrid.cold_stream import ColdStream
 from powerinfer_py.runtime.hybrid.device import Device, Mark
 from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory
 from powerinfer_py.runtime.hybrid.layers import DeviceLayer, Head
@@ -52,15 +54,21 @@ class LayerRun:
 
 @dataclass(frozen=True, eq=False)
 class DeviceStep:
-    """Everything that a step needs besides the tokens. parallel: attention and FFN read the layer's input."""
+    """Everything that a step needs besides the tokens.
+
+    parallel: attention and FFN read the layer's input. layers: numbers in the model. cold_stream: for prompts, whose
+    cold neurons may be computed on the device; None where they never are.
+    """
 
     parallel: bool
+    layers: range
     device: Device
     kernels: Kernels
     memory: DeviceMemory
     buffers: Buffers
     caches: Sequence[LayerCache]
     rope: RopeTable | None
+    cold_stream: ColdStream | None = None
 
     def layer(
         self,
@@ -96,6 +104,19 @@ class DeviceStep:
             run.masks = Masks(ffn_input, result.predicted, result.fired, None)
         return y, run
 
+    def predictor_seconds(self, layers: Sequence[DeviceLayer]) -> float:
+        """What the predictors of these layers take for as many tokens as the buffers hold now; waits for the device."""
+        x = self.buffers.send()
+        with self.memory.into(self.buffers.workspace):
+            before = self.device.mark()
+            for layer in layers:
+                self.buffers.workspace.reset()
+                if (predictor := layer.predictor or layer.hot.predictor) is not None:
+                    self.kernels.predict(predictor, x, layer.hot.sparse_threshold)
+            after = self.device.mark()
+        self.device.synchronise()
+        return after.seconds_since(before)
+
     def head(self, head: Head, rows: Tensor) -> Tensor:
         """Logits of a few tokens, in the workspace: rows (K, n_embd) -> (K, n_vocab)."""
         return self.kernels.linear(head.output, normalise(self.kernels, head.norm, rows))
@@ -121,8 +142,11 @@ class DeviceStep:
         mask = self._predict(layer, ffn_input, run, timed)
         # The bits follow the input in memory, so that one copy takes both down.
         h = normalise(kernels, layer.norm, ffn_input)
-        bits = None if mask is None else kernels.pack_mask(mask, n_hot)
-        cold_side.start(host_kernels, layer.cold, h, bits, observe=observe)
+        stream, index = self.cold_stream, self.layers[local]
+        streamed = not observe and stream is not None and stream.wanted(index, layer.order, len(h))
+        if not streamed:
+            bits = None if mask is None else kernels.pack_mask(mask, n_hot)
+            cold_side.start(host_kernels, layer.cold, h, bits, observe=observe)
         hot = None
         if n_hot:
             hot_mask = None if mask is None else mask[:, :n_hot]
@@ -132,6 +156,9 @@ class DeviceStep:
             torch.add(residual, layer.hot.weights.down_bias, out=y)
         else:
             y.copy_(residual)
+        if streamed and stream is not None:
+            stream.add(index, layer.order, h, mask, y, self.buffers.counts(local))
+            return
         sums, run.cold = cold_side.finish()
         y.add_(sums)
         if observe and run.cold is not None:

@@ -156,6 +156,7 @@ class HybridExecutor:
         side.require_success()
         counted = buffers.counted()
         neurons = len(step.batch) * self.config.n_ff
+        step.activity.predictor_s += captured.predictor_s
         for local, _ in segment.layers:
             step.activity.record_on_device(local, neurons, counted[local])
             if local in captured.jobs:
@@ -187,7 +188,8 @@ class HybridExecutor:
             self.step.device.copy(result, x)
 
         replay = self.step.device.capture(enqueue)
-        return CapturedStep(replay, result, jobs)
+        predictors = [_device_layer(layer) for _, layer in segment.layers]
+        return CapturedStep(replay, result, jobs, self.step.predictor_seconds(predictors))
 
     def _clear(self, captured: CapturedStep) -> None:
         """Forgets what a step counted while it was being captured."""

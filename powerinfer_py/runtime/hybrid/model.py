@@ -6,8 +6,8 @@ Order: the budget in bytes, the context, the prompt chunk, the placement in what
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeGuard
 
 from powerinfer_py.config import ModelConfig, RuntimeOptions, Sparsity
 from powerinfer_py.kernels.blocks import LayerCache
@@ -20,16 +20,18 @@ from powerinfer_py.placement.budget import Ledger, budget_in_bytes
 from powerinfer_py.placement.fixed_bytes import FixedBytes, choose_chunk, minimum_bytes
 from powerinfer_py.placement.index_choice import ChosenPlacement, IndexChooser
 from powerinfer_py.placement.placement import Placement
-from powerinfer_py.placement.sizes import ModelSizes
+from powerinfer_py.placement.sizes import ModelSizes, band_bytes, band_neurons
 from powerinfer_py.runtime.host_weights import FileWeights
 from powerinfer_py.runtime.hybrid.buffers import Buffers
 from powerinfer_py.runtime.hybrid.captured import CapturedColdSide
 from powerinfer_py.runtime.hybrid.cold_side import Exchange, ThreadedColdSide
-from powerinfer_py.runtime.hybrid.device import Arrangement, Device
-from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory, Region, take_tensor
+from powerinfer_py.runtime.hybrid.cold_stream import ColdStream
+from powerinfer_py.runtime.hybrid.device import Arrangement, Device, PromptRates
+from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory, Region, Workspace, take_tensor
 from powerinfer_py.runtime.hybrid.device_step import DeviceStep
 from powerinfer_py.runtime.hybrid.executor import HybridExecutor
-from powerinfer_py.runtime.hybrid.layers import DeviceLayer, HybridWeights, Loader
+from powerinfer_py.runtime.hybrid.layers import DeviceLayer, HostLayer, HybridWeights, Loader
+from powerinfer_py.runtime.hybrid.prompt_rates import measure_prompt_rates
 from powerinfer_py.runtime.hybrid.reservations import Reserved, reserve, reserve_context
 from powerinfer_py.runtime.hybrid.segments import segments_of
 
@@ -49,6 +51,15 @@ class HybridPlan:
     placement: Placement
     batch_size: int
     chosen: ChosenPlacement | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights on the device."""
+        n_bytes = self.sizes.head_bytes if self.placement.head_on_gpu else 0
+        for size, placed in zip(self.sizes.layers, self.placement.layers, strict=True):
+            if placed.block_on_gpu:
+                n_bytes += size.dense_bytes + size.predictor_bytes + size.hot_bytes(placed.hot.size)
+        return n_bytes
 
 
 # Decides where things go: sizes, bytes for the fixed part, and what is left for the rest.
@@ -92,6 +103,8 @@ class HybridModel:
         self.plan = plan
         self.layers = layers
         self._architecture = architecture
+        self._sparsity = sparsity
+        self._device_file = device_file
         memory = DeviceMemory(plan.ledger, plan.device.allocate)
         self._reserved: Reserved = reserve(memory, plan.sizes, plan.fixed, plan.placement, layers)
         # Of what is reserved by now only the context's is in use.
@@ -117,25 +130,31 @@ class HybridModel:
         self._rope: RopeTable | None = None
         n_tokens, n_layer = plan.fixed.n_tokens, len(plan.sizes.layers)
         self._buffers = Buffers(plan.device, self._reserved.activations, n_tokens, config.n_embd, n_layer)
-        is_split = any(isinstance(layer, DeviceLayer) and layer.cold is not None for layer in self.weights.layers)
         self._exchange: Exchange | None = None
         self._cold_side: ThreadedColdSide | None = None
-        if is_split:
-            self._exchange = Exchange(plan.device, self._reserved.staging, n_tokens, config.n_embd, config.n_ff)
+        self._bands: tuple[Workspace, Workspace] | None = None
+        if any(is_split(layer) for layer in self.weights.layers):
+            staging = self._reserved.staging
+            self._exchange = Exchange(plan.device, staging, n_tokens, config.n_embd, config.n_ff)
             self._cold_side = ThreadedColdSide(plan.device, self._exchange)
+            n_bytes = band_bytes(plan.sizes)
+            self._bands = (Workspace(staging.take(n_bytes)), Workspace(staging.take(n_bytes)))
         self._executor: HybridExecutor | None = None
 
     def connect(self, caches: Sequence[LayerCache], table: RopeTable | None) -> None:
         """Makes the model ready to run, once its caches exist; the table of rotations is brought to the device."""
-        self._rope = None if table is None else self._placed(table)
+        with self.plan.device.enqueuing():
+            self._rope = None if table is None else self._placed(table)
         step = DeviceStep(
             parallel=self._architecture.parallel,
             device=self.plan.device,
             kernels=self._kernels,
             memory=self._memory,
             buffers=self._buffers,
+            layers=self.layers,
             caches=caches,
             rope=self._rope,
+            cold_stream=self._cold_stream(),
         )
         self._executor = HybridExecutor(
             config=self._config,
@@ -177,6 +196,35 @@ class HybridModel:
         if self._cold_side is not None:
             self._cold_side.close()
 
+    def _cold_stream(self) -> ColdStream | None:
+        """None where no layer is split."""
+        split = next(
+            ((i, layer) for i, layer in zip(self.layers, self.weights.layers, strict=True) if is_split(layer)), None
+        )
+        if self._bands is None or split is None:
+            return None
+        sizes, device = self.plan.sizes, self.plan.device
+        stream = ColdStream(
+            architecture=self._architecture,
+            config=self._config,
+            sparsity=self._sparsity,
+            file=self._device_file,
+            device=device,
+            kernels=self._kernels,
+            memory=self._memory,
+            buffers=self._bands,
+            workspace=self._buffers.workspace,
+            band=band_neurons(sizes),
+            rates=PromptRates(0.0, 1.0, 0.0),
+            neuron_bytes=max(layer.neuron_bytes for layer in sizes.layers),
+            least_tokens=sizes.n_slots + 1,
+        )
+        index, layer = split
+        kernels, n_tokens = self._host_kernels, self.n_tokens
+        with device.enqueuing():
+            rates = device.prompt_rates(lambda: measure_prompt_rates(stream, index, layer, kernels, n_tokens))
+        return replace(stream, rates=rates)
+
     def _captured_side(self) -> CapturedColdSide | None:
         """None where steps are run call by call: as asked, or because the CPU's kernels cannot run without Python."""
         device = self.plan.device
@@ -191,6 +239,11 @@ class HybridModel:
             return take_tensor(self._reserved.tables, tuple(values.shape), torch.float32).copy_(values)
 
         return RopeTable(placed(table.cos), placed(table.sin), table.halves)
+
+
+def is_split(layer: DeviceLayer | HostLayer) -> TypeGuard[DeviceLayer]:
+    """Whether a layer has neurons on both sides, or its block on the device and its neurons on the CPU."""
+    return isinstance(layer, DeviceLayer) and layer.cold is not None
 
 
 def given(placement: Placement) -> Chooser:

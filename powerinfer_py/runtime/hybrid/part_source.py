@@ -17,7 +17,7 @@ from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.kernels.matrix import Matrix
 from powerinfer_py.runtime.host_weights import FileWeights
-from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory, Region, take_tensor
+from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory, Region, Source, take_tensor
 from powerinfer_py.runtime.hybrid.neuron_order import Ids, NeuronOrder
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class DeviceSource:
         file: FileWeights,
         kernels: Kernels,
         memory: DeviceMemory,
-        regions: LayerRegions | Region,
+        regions: LayerRegions | Source,
         order: NeuronOrder | None = None,
     ) -> None:
         self._file = file
@@ -131,10 +131,12 @@ class DeviceSource:
 
     def _place(self, name: str, ggml_type: GGMLType, rows: int, cols: int, data: Bytes) -> Matrix:
         with self._memory.into(self._region(name)):
-            return self._kernels.matrix(name, ggml_type, rows, cols, data)
+            matrix = self._kernels.matrix(name, ggml_type, rows, cols, data)
+        # What has been copied is not to be kept on the host as well.
+        return replace(matrix, data=np.empty(0, np.uint8)) if matrix.data is data else matrix
 
-    def _region(self, name: str) -> Region:
-        return self._regions if isinstance(self._regions, Region) else self._regions.of(name)
+    def _region(self, name: str) -> Source:
+        return self._regions.of(name) if isinstance(self._regions, LayerRegions) else self._regions
 
 
 class ColdSource:
@@ -199,6 +201,7 @@ class ColdSource:
             matrix = replace(matrix, data=np.empty(0, np.uint8))
         if matrix.packed or cold is not stored:
             self._file.release(name)
+        self._file.keep(matrix.data)
         return matrix
 
 

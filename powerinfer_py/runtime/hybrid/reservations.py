@@ -16,7 +16,7 @@ from powerinfer_py.runtime.hybrid.part_source import LayerRegions
 
 @dataclass(frozen=True, eq=False)
 class Reserved:
-    """Regions of everything on the device. kv: of each layer's keys and values."""
+    """Regions of everything on the device. staging: empty where no layer is split. kv: of each layer's cache."""
 
     activations: Region
     staging: Region
@@ -35,7 +35,10 @@ def reserve(
     kv: dict[int, Region] = {}
     extra = fixed.head_extra if head_on_device else 0
     activations = memory.region(budget.ACTIVATIONS, fixed.activations + extra)
-    staging = memory.region(budget.STAGING, fixed.staging)
+    is_split = any(
+        placement.layers[i].block_on_gpu and placement.layers[i].hot.size < sizes.config.n_ff for i in layers
+    )
+    staging = memory.region(budget.STAGING, fixed.staging if is_split else 0)
     tables = memory.region(budget.DENSE_WEIGHTS, fixed.tables)
     for index in layers:
         placed, size = placement.layers[index], sizes.layers[index]

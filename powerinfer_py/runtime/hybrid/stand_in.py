@@ -25,13 +25,14 @@ from powerinfer_py.placement.budget import DeviceMemory
 from powerinfer_py.placement.device_bytes import device_type
 from powerinfer_py.placement.problem import Rates
 from powerinfer_py.placement.rates import assumed_rates
-from powerinfer_py.runtime.hybrid.device import Arrangement, Device, Mark
+from powerinfer_py.runtime.hybrid.device import Arrangement, Device, Mark, PromptRates
 from powerinfer_py.runtime.hybrid.device_memory import AllocateTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 KERNEL_NAMES = ("torch", "native", "triton")
+NEVER_STREAMED = PromptRates(0.0, 1.0, 0.0)
 
 
 class StandIn(Device):
@@ -40,8 +41,8 @@ class StandIn(Device):
     kernels: `torch`, `native` (one thread), or `triton`, which needs `TRITON_INTERPRET=1` in the environment before
     Triton is imported. total_bytes: memory it claims to have. context_bytes: what it claims a context to take.
     allocate: gives uint8 tensors; for tests that count them. arrangement: a captured step is the same calls again, with
-    the CPU's part started and awaited through C. warms_up: runs what a GPU would load its kernels with. Raises
-    OptionError for other kernels.
+    the CPU's part started and awaited through C. warms_up: runs what a GPU would load its kernels and measure its rates
+    with. prompt_rates: stated ones, by default such that nothing is streamed. Raises OptionError for other kernels.
     """
 
     name = "a stand-in for a GPU (CPU memory)"
@@ -55,12 +56,14 @@ class StandIn(Device):
         allocate: Callable[[int], Tensor] | None = None,
         arrangement: Arrangement = Arrangement.EAGER,
         warms_up: bool = False,
+        prompt_rates: PromptRates = NEVER_STREAMED,
     ) -> None:
         if kernels not in KERNEL_NAMES:
             raise OptionError(f"a stand-in's kernels must be one of {', '.join(KERNEL_NAMES)}, not {kernels!r}")
         self._kernels = kernels
         self.arrangement = arrangement
         self._warms_up = warms_up
+        self._prompt_rates = prompt_rates
         self._memory = DeviceMemory(total_bytes, total_bytes)
         self._context_bytes = context_bytes
         self._give = allocate
@@ -73,6 +76,10 @@ class StandIn(Device):
     def rates(self, n_threads: int) -> Rates:  # noqa: ARG002  the same for every machine
         """Those of a GPU and a CPU that were not measured: a stand-in is solved for as for the GPU it stands for."""
         return assumed_rates()
+
+    def prompt_rates(self, measure: Callable[[], PromptRates]) -> PromptRates:
+        """Those it was made with; measured where it warms up as a GPU does."""
+        return measure() if self._warms_up else self._prompt_rates
 
     def context_bytes(self, warm_up: Callable[[], None]) -> int:
         """What it claims a context to take; it runs `warm_up` where a test asked for that."""
@@ -96,7 +103,7 @@ class StandIn(Device):
 
             from powerinfer_py.kernels.triton.kernels import TritonKernels
 
-            return TritonKernels(torch.device("cpu"), allocate)
+            return TritonKernels(torch.device("cpu"), allocate, allocate)
         kernels: Kernels
         if self._kernels == "native":
             from powerinfer_py.kernels.cpu import NativeKernels
@@ -131,7 +138,7 @@ class StandIn(Device):
         """Calls the function at once, without the GIL."""
         ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(data)
 
-    def beside(self) -> AbstractContextManager[None]:
+    def beside(self, after: Mark | None = None) -> AbstractContextManager[None]:  # noqa: ARG002
         """Everything is done in the order of the calls."""
         return nullcontext()
 

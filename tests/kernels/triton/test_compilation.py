@@ -54,7 +54,8 @@ def test_the_recorder_refuses_the_interpreter() -> None:
     "word", ["inline_asm", "libdevice", "debug_barrier", "atomic_", "autotune", "tl.extra", "device_print"]
 )
 def test_what_kernels_do_without(word: str) -> None:
-    assert [name for name, text in sources() if word in text] == []
+    # The package's docstring is where the rule stands.
+    assert [name for name, text in sources() if word in text and name != "__init__.py"] == []
 
 
 def test_every_launch_goes_through_one_function() -> None:

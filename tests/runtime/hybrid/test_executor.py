@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from powerinfer_py.config import ModelConfig
 from powerinfer_py.errors import ContextError
 from powerinfer_py.placement.placement import Placement
 from powerinfer_py.placement.sizes import ModelSizes
+from powerinfer_py.runtime import kv_cache
 from powerinfer_py.runtime.hybrid.device import Arrangement
 from powerinfer_py.runtime.hybrid.model import Chooser, given
 from powerinfer_py.runtime.hybrid.reservations import FixedBytes
@@ -150,8 +153,8 @@ def test_captured_steps_are_the_eager_ones(models: dict[str, Path], name: str, a
         with hybrid(models[name], "auto", choose, arrangement=arrangement) as llm:
             assert np.array_equal(run_sequences(llm.engine, sequences_of(3), n_single=4), expected)
             assert llm.engine.hybrid is not None
-            assert {key for key in llm.engine.activity.to_dict() if key != "predictor_s"} == set(counts)
             actual = llm.engine.activity.to_dict()
+            assert actual["predictor_s"] > 0
             assert {key: actual[key] for key in counts} == counts
             captured = llm.engine.hybrid.executor.captured
             assert len(captured) == (3 if name == "relu-llama" else 1)
@@ -328,3 +331,48 @@ def _tokens(ids: list[int]) -> Any:
     from powerinfer_py.models.batch import ForwardBatch
 
     return ForwardBatch(torch.tensor(ids), torch.arange(len(ids)), torch.zeros(len(ids), dtype=torch.int64))
+
+
+def test_tritons_kernels_under_their_interpreter(models: dict[str, Path]) -> None:
+    """A prompt and a captured step; every intermediate value in the workspace that the ledger has for it."""
+    pytest.importorskip("triton")
+    ids = [[token % 64 for token in TOKENS[:6]]]
+    with loaded(models["arcee"], "predictor", max_batch=1) as llm:
+        expected = run_sequences(llm.engine, ids, n_single=1)
+    options = {"max_batch": 1, "batch_size": 16}
+    with hybrid(models["arcee"], "predictor", choosing(0.4), "triton", Arrangement.TWO_NODES, **options) as llm:
+        assert nmse(run_sequences(llm.engine, ids, n_single=1), expected) < 1e-6
+        assert llm.engine.hybrid is not None
+        assert llm.engine.hybrid.executor.step.buffers.workspace.peak_bytes > 0
+
+
+def test_the_device_is_given_work_in_its_own_order_alone(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every copy, and those between slots of the cache, are made inside `enqueuing`."""
+    depths: list[int] = []
+
+    class Ordered(CountedStandIn):
+        depth = 0
+
+        @contextmanager
+        def enqueuing(self) -> Iterator[None]:
+            self.depth += 1
+            yield
+            self.depth -= 1
+
+        def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+            depths.append(self.depth)
+            super().copy(target, source)
+
+    device, copy_tokens = Ordered(), kv_cache._copy_tokens
+    slots: list[int] = []
+
+    def copied(*args: Any) -> None:
+        slots.append(device.depth)
+        copy_tokens(*args)
+
+    monkeypatch.setattr(kv_cache, "_copy_tokens", copied)
+    with loaded(models["bamboo"], vram_budget=1.0, device=device, choose=choosing(0.5)) as llm:
+        llm.generate([TOKENS[:5]], SamplingParams(max_tokens=3, temperature=0.0, n=2))
+    assert set(depths) == set(slots) == {1}

@@ -179,3 +179,15 @@ def test_the_warm_up_leaves_nothing_behind(models: dict[str, Path]) -> None:
         with LLM(models[name], threads=1, vram_budget=1.0, context_length=64, device=device, choose=choose) as llm:
             assert np.isfinite(llm.logits(TOKENS[:3] if name != "silu" else [1, 2, 3])).all()
         assert seen == [0]
+
+
+def test_cold_rows_are_locked_where_that_is_asked(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    locked: list[int] = []
+    monkeypatch.setattr("powerinfer_py.runtime.host_weights.lock_in_memory", lambda data: locked.append(data.nbytes))
+    choose = lambda sizes, _fixed, _left: split(sizes.config, 0.5)  # noqa: E731
+    options = {"threads": 1, "vram_budget": 1.0, "use_mlock": True}
+    with LLM(models["bamboo"], device=CountedStandIn(), choose=choose, **options) as llm:
+        config = llm.config
+        # Half of three arrays of every layer, and the embedding.
+        cold = config.n_layer * 3 * (config.n_ff // 2) * config.n_embd * 2
+        assert sum(locked) >= cold + config.n_vocab * config.n_embd * 2
