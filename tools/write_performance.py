@@ -3,10 +3,11 @@
     python tools/write_performance.py [--check] [DOCUMENT ...]
 
 In docs/performance.md and README.md what stands between such marks is replaced. LABEL=FILE names a file that
-compare_peers.py wrote, beside docs/results; a plus sign in a label is a space.
+compare_peers.py or powerinfer-bench wrote, in docs/results; a plus sign in a label is a space.
 
     <!-- speeds Q4_0=relullama-7b-8-layers-q4_0.json -->      rates, bytes and bandwidth of each engine
     <!-- ratios Q4_0=....json F16=....json -->                ratios of this package to its peers
+    <!-- rows Q4_0=bench-....json -->                        rows of powerinfer-bench
     <!-- end -->
 
 --check writes nothing and fails where a document is not what it would be.
@@ -29,7 +30,7 @@ from powerinfer_py.predictor.files import read_json
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 DOCUMENTS = (ROOT / "docs" / "performance.md", ROOT / "README.md")
-BLOCK = re.compile(r"(<!-- (speeds|ratios) (\S+(?: \S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (speeds|ratios|rows) (\S+(?: \S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
 NAMES = {"llama.cpp dense": "llama.cpp, dense", "transformers": "transformers, dense"}
 Results = Sequence[tuple[str, dict[str, Any]]]
 
@@ -76,7 +77,33 @@ def ratios(results: Results) -> list[str]:
     return lines
 
 
-RENDERERS: dict[str, Callable[[Results], list[str]]] = {"speeds": speeds, "ratios": ratios}
+def rows(results: Results) -> list[str]:
+    """The rows of powerinfer-bench, the columns that tell them apart and what was measured."""
+    lines = [
+        "| weights | mode | threads | test | tokens/s | range | MB a token | GB/s | probe, GB/s | neurons | host peak |",
+        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for label, result in results:
+        for row in result["rows"]:
+            rate = row["tokens_per_s"]
+            cells = [
+                label,
+                f"`{row['sparsity']}`",
+                str(row["threads"]),
+                row["test"],
+                _number(rate["median"]),
+                f"{_number(rate['min'])} to {_number(rate['max'])}",
+                f"{row['bytes_per_token']['total'] / 1e6:.3g}",
+                f"{row['gb_per_s']:.1f}",
+                f"{row['read_bandwidth_gb_per_s']:.1f}",
+                f"{row['share_computed']:.1%}",
+                f"{row['host_peak_bytes'] / 2**20:.0f} MiB",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+RENDERERS: dict[str, Callable[[Results], list[str]]] = {"speeds": speeds, "ratios": ratios, "rows": rows}
 
 
 def with_tables(document: str, results: Path = RESULTS) -> str:
@@ -90,7 +117,7 @@ def with_tables(document: str, results: Path = RESULTS) -> str:
             lines = RENDERERS[kind]([(label, read_json(path)) for label, path in files])
         except (KeyError, TypeError, ValueError, AttributeError):
             names = ", ".join(path.name for _, path in files)
-            raise FileFormatError(f"expected what compare_peers.py writes: {names}") from None
+            raise FileFormatError(f"expected what compare_peers.py or powerinfer-bench writes: {names}") from None
         return head + "\n".join(lines) + "\n" + end
 
     return BLOCK.sub(table, document)

@@ -20,7 +20,7 @@ combination is loaded once, warmed up, and measured -r times; the row shows the 
 
 MB/token are the bytes a token needs: weights by the neurons that were computed, and the keys and values it attends to;
 in prompts every matrix once a batch of -b tokens. GB/s are those times tokens a second, beside the read bandwidth that
-a probe finds in the same run."""
+a probe finds just before: what adding up a large buffer reaches, which careful code may exceed a little."""
 _EPILOG = """\
 examples:
   powerinfer-bench -m model.powerinfer.gguf

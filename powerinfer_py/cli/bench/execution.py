@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,25 +28,22 @@ from powerinfer_py.runtime.threads import default_threads
 
 def execute(arguments: argparse.Namespace, argv: Sequence[str] | None) -> int:
     """The exit code. Raises the package's errors for models and options that cannot run."""
-    to_load = combinations(arguments, default_threads())
-    wanted = wanted_tests(arguments)
-    passes = {
-        threads: read_bandwidth(threads, arguments.probe_mib << 20)
-        for threads in sorted({combination.threads for combination in to_load})
-    }
+    told: set[str] = set()
     rows: list[dict[str, Any]] = []
-    for row in _rows(to_load, wanted, passes, arguments):
-        _print_row(row, arguments.output, first=not rows)
-        rows.append(row)
+    wanted = wanted_tests(arguments)
+    for combination in combinations(arguments, default_threads()):
+        # What the last model held must be gone before the peak of the next one is taken.
+        gc.collect()
+        passes = read_bandwidth(combination.threads, arguments.probe_mib << 20)
+        for row in _rows(combination, wanted, passes, arguments, told):
+            _print_row(row, arguments.output, first=not rows)
+            rows.append(row)
     result = {
         "benchmark": "powerinfer-bench",
         "version": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(sys.argv if argv is None else ["powerinfer-bench", *argv]),
         "machine": asdict(inspect_system()),
-        "read_bandwidth": [
-            {"threads": threads, "gb_per_s": max(rates), "passes": rates} for threads, rates in passes.items()
-        ],
         "rows": rows,
     }
     print(json.dumps(result, allow_nan=False))
@@ -53,31 +51,26 @@ def execute(arguments: argparse.Namespace, argv: Sequence[str] | None) -> int:
 
 
 def _rows(
-    to_load: Sequence[Combination],
+    combination: Combination,
     wanted: Sequence[BenchmarkTest],
-    passes: dict[int, list[float]],
+    passes: list[float],
     arguments: argparse.Namespace,
+    told: set[str],
 ) -> Iterator[dict[str, Any]]:
-    """A row for every test of every combination, as it is measured."""
+    """A row for every test, as it is measured. passes: GB/s of the probe. told: notices that were shown already."""
+    forget_peaks()
+    started = perf_counter()
     context_length = max(test.context_length for test in wanted)
-    told: set[str] = set()
-    for combination in to_load:
-        forget_peaks()
-        started = perf_counter()
-        with (
-            LLM(combination.model, **combination.llm_options(context_length)) as llm,
-            open_gguf(combination.model) as file,
-        ):
-            load_s = perf_counter() - started
-            for notice in llm.notices:
-                if notice not in told:
-                    told.add(notice)
-                    remark(printable(notice, 400))
-            for test in wanted:
-                measured = measure(
-                    llm, file.tensors, test, repeats=arguments.repetitions, warm_up=not arguments.no_warmup
-                )
-                yield row_dict(combination, measured, max(passes[combination.threads]), load_s)
+    options = combination.llm_options(context_length)
+    with LLM(combination.model, **options) as llm, open_gguf(combination.model) as file:
+        load_s = perf_counter() - started
+        for notice in llm.notices:
+            if notice not in told:
+                told.add(notice)
+                remark(printable(notice, 400))
+        for test in wanted:
+            measured = measure(llm, file.tensors, test, repeats=arguments.repetitions, warm_up=not arguments.no_warmup)
+            yield row_dict(combination, measured, passes, load_s)
 
 
 def _print_row(row: dict[str, Any], form: str, *, first: bool) -> None:

@@ -32,14 +32,15 @@ _COLUMNS = (
 )
 
 
-def row_dict(combination: Combination, measured: Measurement, bandwidth: float, load_s: float) -> dict[str, Any]:
-    """Everything about a row as JSON values. bandwidth: GB/s that the probe found with as many threads."""
+def row_dict(combination: Combination, measured: Measurement, passes: list[float], load_s: float) -> dict[str, Any]:
+    """Everything about a row as JSON values. passes: GB/s of the probe, run just before."""
     return {
         **asdict(combination),
         "load_s": load_s,
         **measured.to_dict(),
-        "read_bandwidth_gb_per_s": bandwidth,
-        "share_of_bandwidth": measured.gb_per_s / bandwidth,
+        "read_bandwidth_gb_per_s": max(passes),
+        "read_bandwidth_passes": passes,
+        "share_of_bandwidth": measured.gb_per_s / max(passes),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 from helpers_logits import FIXTURES
 
-from powerinfer_py.cli.bench import build_parser, main
+from powerinfer_py import LLM
+from powerinfer_py.cli.bench import build_parser, execution, main
 from powerinfer_py.cli.bench.combinations import combinations, wanted_tests
 from powerinfer_py.cli.bench.rows import markdown_row
 
@@ -52,17 +54,16 @@ def test_a_row_a_combination_as_markdown(capsys: pytest.CaptureFixture[str]) -> 
 def test_the_json_object_holds_what_a_result_file_needs(capsys: pytest.CaptureFixture[str]) -> None:
     lines, result = run(capsys, "--json")
     assert not lines
-    assert {"benchmark", "version", "date", "command", "machine", "read_bandwidth", "rows"} == set(result)
+    assert {"benchmark", "version", "date", "command", "machine", "rows"} == set(result)
     assert result["command"][1:3] == ["-m", MODEL]
     assert result["machine"]["processor"]["model"]
     assert result["machine"]["devices"] == [] or result["machine"]["devices"][0]["name"]
-    (probe,) = result["read_bandwidth"]
-    assert probe["gb_per_s"] == max(probe["passes"])
     prompt, decode = result["rows"]
     for row, tokens in ((prompt, 6), (decode, 3)):
         assert len(row["seconds"]) == 2
         assert row["tokens_per_s"]["max"] == tokens / min(row["seconds"])
-        assert row["share_of_bandwidth"] == row["gb_per_s"] / probe["gb_per_s"]
+        assert row["read_bandwidth_gb_per_s"] == max(row["read_bandwidth_passes"])
+        assert row["share_of_bandwidth"] == row["gb_per_s"] / row["read_bandwidth_gb_per_s"]
         assert row["host_peak_bytes"] is None or row["host_peak_bytes"] > 1 << 20
     assert (prompt["phase"], decode["phase"]) == ("pp", "tg")
     assert decode["sparsity"] == "predictor"
@@ -148,3 +149,28 @@ def test_a_mode_that_cannot_run_is_refused_before_anything_is_measured(capsys: p
 def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-m", str(tmp_path / "none.gguf"), *SHORT]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can only be set back through /proc")
+def test_the_peak_of_a_row_is_of_its_own_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model before it is gone by then, and the probe's buffer is no part of it."""
+    alive: list[weakref.ref[LLM]] = []
+    forget = execution.forget_peaks
+
+    def forget_peaks() -> bool:
+        assert [llm() for llm in alive] == [None] * len(alive)
+        return forget()
+
+    def load(*arguments: Any, **options: Any) -> LLM:
+        llm = LLM(*arguments, **options)
+        alive.append(weakref.ref(llm))
+        return llm
+
+    monkeypatch.setattr(execution, "forget_peaks", forget_peaks)
+    monkeypatch.setattr(execution, "LLM", load)
+    _, result = run(capsys, "--json", "--sparsity", "exact,dense", "--probe-mib", "200")
+    assert len(alive) == 2
+    peaks = [row["host_peak_bytes"] for row in result["rows"]]
+    assert max(peaks) - min(peaks) < 100 << 20
