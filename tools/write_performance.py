@@ -93,7 +93,7 @@ def rows(results: Results) -> list[str]:
                 row["test"],
                 _number(rate["median"]),
                 f"{_number(rate['min'])} to {_number(rate['max'])}",
-                f"{row['bytes_per_token']['total'] / 1e6:.3g}",
+                _number(row["bytes_per_token"]["total"] / 1e6),
                 f"{row['gb_per_s']:.1f}",
                 f"{row['read_bandwidth_gb_per_s']:.1f}",
                 f"{row['share_computed']:.1%}",
