@@ -80,7 +80,7 @@ def ratios(results: Results) -> list[str]:
 def rows(results: Results) -> list[str]:
     """The rows of powerinfer-bench, the columns that tell them apart and what was measured."""
     lines = [
-        "| weights | mode | threads | test | tokens/s | range | MB a token | GB/s | probe, GB/s | neurons | host peak |",
+        "| weights | mode | threads | test | tokens/s | range | MB a token | GB/s | probe | neurons | host peak |",
         "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for label, result in results:
