@@ -80,7 +80,7 @@ def ratios(results: Results) -> list[str]:
 def rows(results: Results) -> list[str]:
     """The rows of powerinfer-bench, the columns that tell them apart and what was measured."""
     lines = [
-        "| weights | mode | threads | test | tokens/s | range | MB a token | GB/s | probe, GB/s | neurons | host peak |",
+        "| weights | mode | threads | test | tokens/s | range | MB a token | GB/s | probe | neurons | host peak |",
         "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for label, result in results:
@@ -93,7 +93,7 @@ def rows(results: Results) -> list[str]:
                 row["test"],
                 _number(rate["median"]),
                 f"{_number(rate['min'])} to {_number(rate['max'])}",
-                f"{row['bytes_per_token']['total'] / 1e6:.3g}",
+                _number(row["bytes_per_token"]["total"] / 1e6),
                 f"{row['gb_per_s']:.1f}",
                 f"{row['read_bandwidth_gb_per_s']:.1f}",
                 f"{row['share_computed']:.1%}",
