@@ -98,7 +98,7 @@ def _of_file(arguments: argparse.Namespace, tokenizer: Any) -> list[list[int]]:
         for seed, prompt in enumerate(PROMPTS[: arguments.count], start=1):
             ids = tokenizer.encode(prompt)
             params = SamplingParams(
-                max_tokens=arguments.tokens - len(ids),
+                max_tokens=max(0, arguments.tokens - len(ids)),
                 temperature=arguments.temperature,
                 top_k=0,
                 top_p=arguments.top_p,

@@ -77,6 +77,8 @@ def test_its_predictors_and_statistics_are_those_of_the_workbench() -> None:
         assert index.solved_for is not None
         assert index.solved_for.model_fingerprint == fingerprint(file)
         frequencies = read_frequencies(BUILD.STATISTICS, config)
+    # Rates that were measured would give other bytes on another machine.
+    assert b'"source": "given"' in (DEMO_MODEL.parent / BUILD.INDEX).read_bytes()
     assert index.solved_for.activation_hash == frequencies.sha256
     assert frequencies.predicted is not None
     # PowerInfer wants more than 1000 neurons a layer and predictors in whole blocks.
@@ -185,10 +187,16 @@ def test_it_is_what_runs_without_a_model(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_the_record_meets_what_was_asked_of_it() -> None:
     evaluation, training = RECORD["evaluation"], RECORD["training"]
+    assert evaluation["sampled_from"] == DEMO_MODEL.name
     assert evaluation["samples"] == 20
     assert evaluation["ratio"] <= 2
     assert evaluation["longest_copied_run"] < 30
     assert training["firing"]["silent_share"] >= 0.8
+    for readme in (DEMO_MODEL.parent / "README.md", ROOT / "tools" / "README.md"):
+        text = " ".join(readme.read_text(encoding="utf-8").split())
+        assert f"perplexity of {evaluation['judge_on_samples']:.1f} on 20 samples of the shipped file" in text
+        assert f"of {evaluation['judge_on_held_out']:.1f} on held-out text cut alike" in text
+        assert f"shares with the training text is {evaluation['longest_copied_run']}." in text
     with LLM(DEMO_MODEL, threads=1) as llm:
         first = llm.generate("Emma", SamplingParams(max_tokens=8, temperature=0.0))[0].token_ids
         assert first == llm.generate("Emma", SamplingParams(max_tokens=8, temperature=0.0))[0].token_ids
