@@ -27,8 +27,11 @@ from powerinfer_py.runtime.hybrid.device import Device
 from powerinfer_py.runtime.hybrid.model import HybridModel, make_plan
 from powerinfer_py.runtime.kv_cache import KVCache
 
-# Enough for every kernel of hot neurons to run; more would only take memory.
-_HOT_NEURONS = 1024
+# A split as most are: enough neurons for the kernels of many, and neither they nor their programs and chunks are a
+# multiple of 16, for which Triton compiles kernels of their own. More would only take memory.
+_HOT_NEURONS = 2100
+# Kernels of prompts come in tiles of 16, 32 and 64 tokens.
+_SHORT_PROMPTS = (16, 32)
 
 
 def warm_up(
@@ -65,7 +68,8 @@ def warm_up(
     model.connect(cache.layers, rope)
     try:
         n_tokens = min(model.n_tokens, sizes.n_ctx)
-        for n in sorted({1, min(sizes.n_slots, n_tokens), n_tokens}, reverse=True):
+        counts = {min(n, n_tokens) for n in (1, sizes.n_slots, *_SHORT_PROMPTS, n_tokens)}
+        for n in sorted(counts, reverse=True):
             _run(model, cache, host_kernels, rope, n)
     finally:
         model.close()
