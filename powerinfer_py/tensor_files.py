@@ -26,9 +26,7 @@ _SLACK_BYTES = 1 << 16
 
 def load_tensor(path: Path) -> Tensor:
     """The single tensor that `path` holds. Raises FileFormatError for anything else."""
-    value = _load(path)
-    _check(path, "its content", value)
-    return value  # type: ignore[no-any-return]
+    return _checked(path, "its content", _load(path))
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
@@ -36,9 +34,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
     value = _load(path)
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise FileFormatError("expected a dictionary of tensors by name", path=path)
-    for name, tensor in value.items():
-        _check(path, printable(name), tensor)
-    return dict(value)
+    return {name: _checked(path, printable(name), tensor) for name, tensor in value.items()}
 
 
 def _load(path: Path) -> Any:
@@ -71,12 +67,14 @@ def _check_archive(path: Path) -> None:
         raise FileFormatError(f"inflates from {size} to {inflated} bytes, which no honest .pt file does", path=path)
 
 
-def _check(path: Path, name: str, value: object) -> None:
+def _checked(path: Path, name: str, value: object) -> Tensor:
+    """`value` as a tensor that takes no part in training: a saved parameter does, and numpy refuses those."""
     import torch
 
     if not isinstance(value, torch.Tensor):
         raise FileFormatError(f"{name} is a {type(value).__name__}, expected a tensor", path=path)
-    if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+    # A nested tensor calls itself strided, and has no sizes to check.
+    if value.layout is not torch.strided or value.is_nested or value.is_quantized or value.device.type != "cpu":
         raise FileFormatError(f"{name} is no dense tensor", path=path)
     if not value.is_contiguous():
         raise FileFormatError(f"{name} is not contiguous", path=path)
@@ -84,3 +82,4 @@ def _check(path: Path, name: str, value: object) -> None:
     held = value.untyped_storage().nbytes()
     if needed > held or held > path.stat().st_size:
         raise FileFormatError(f"{name} claims {needed} bytes in a storage of {held}", path=path)
+    return value.detach()

@@ -1,4 +1,4 @@
-"""Holds four ways of foreseeing which neurons fire against each other, on a model and texts of yours.
+"""Holds ways to foresee which neurons fire against each other, on a model and texts of yours.
 
     python predictors/compare_methods.py -m MODEL -f TEXT --held-out TEXT -o predictors/results/NAME.json [--rank 64]
 
@@ -6,15 +6,16 @@
 |---|---|---|
 | trained | low-rank predictor, `powerinfer-train-predictors` | 2 rank (n_embd + n_ff) |
 | svd | truncated SVD of the gate, scaled and shifted per neuron | the same |
+| svd_without_text | the same as `powerinfer-convert --predictor svd` makes it, calibrated on nothing | the same |
 | sign_bits | signs of the gate's weights against signs of the input: how many agree | n_embd n_ff / 8 |
 | hottest | the neurons that fire most in the training part, as many as trained names on average | n_ff / 8 |
 | hottest_as_svd | the same, as many as svd names | n_ff / 8 |
 
-All but the lists are calibrated to a recall on one part of the text and counted on the held-out text (without one: on a
-part of the text that neither trained nor calibrated them). Perplexity is that of the whole model with the method's
-masks, against its dense mode, on the held-out text; decode speed likewise. Sign bits have no kernel in this package, so
-neither is given for them. --trained and --svd take folders of predictors that were made before. The last line is one
-JSON object.
+All but this and the lists are calibrated to a recall on one part of the text and counted on the held-out text (without
+one: on a part of the text that neither trained nor calibrated them). Perplexity is that of the whole model with the
+method's masks, against its dense mode, on the held-out text; decode speed likewise. Sign bits have no kernel in this
+package, so neither is given for them. --trained and --svd take folders of predictors that were made before. The last
+line is one JSON object.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ from powerinfer_py.gguf import GGUFFile, fingerprint, open_gguf
 from powerinfer_py.models.hyperparameters import read_config
 from powerinfer_py.output_files import make_folder
 from powerinfer_py.predictor.collection import Collection
-from powerinfer_py.predictor.files import write_json
+from powerinfer_py.predictor.files import read_json, sha256, write_json
 from powerinfer_py.predictor.first_rows import read_first_rows
-from powerinfer_py.predictor.folder import LayerSummary, PredictorFolder
+from powerinfer_py.predictor.folder import STATE, LayerSummary, PredictorFolder
 from powerinfer_py.predictor.training import TrainingOptions
 from powerinfer_py.predictor.windows import cut_windows, read_texts
 from powerinfer_py.profiler.perplexity import measure_perplexity
@@ -70,17 +71,22 @@ class Job:
 
 @dataclass(frozen=True)
 class Comparison:
-    """layers: per method, one entry a layer; totals: over all layers' pairs. decode_tokens_per_s, perplexity: per
-    method, and for modes without predictors; perplexity is empty without a held-out text.
+    """texts, held_out: SHA-256 of each file by name. target_recall: of methods that are made here; made_before: of the
+    others, as their folder's record has it, None where it has none. layers: per method, one entry a layer; totals: over
+    all layers' pairs. decode_tokens_per_s, perplexity: per method, and for modes without predictors; perplexity is
+    empty without a held-out text.
     """
 
     script: str
     model: str
     model_fingerprint: str
+    texts: dict[str, str]
     text_tokens: int
+    held_out: dict[str, str]
     held_out_tokens: int | None
     rank: int
     target_recall: float
+    made_before: dict[str, float | None]
     layers: dict[str, list[dict[str, Any]]]
     totals: dict[str, dict[str, float]]
     decode_tokens_per_s: dict[str, float | None]
@@ -89,6 +95,9 @@ class Comparison:
 
 def compare(job: Job) -> Comparison:
     """Makes and measures every method. Raises PowerInferError for what is wrong with the model or the texts."""
+    if job.held_out is not None:
+        # Refuses a held-out text that methods are made from.
+        read_texts((*job.texts, job.held_out))
     with tempfile.TemporaryDirectory(prefix="compare-") as name, open_gguf(job.model) as file:
         folder = Path(name)
         config = read_config(file)
@@ -106,15 +115,29 @@ def compare(job: Job) -> Comparison:
             script=SCRIPT,
             model=job.model.name,
             model_fingerprint=made_from.model_name,
+            texts=_hashes(job.texts),
             text_tokens=made_from.windows.n_tokens,
+            held_out={} if job.held_out is None else _hashes((job.held_out,)),
             held_out_tokens=None if held_out is None else held_out.windows.n_tokens,
             rank=job.settings.rank,
             target_recall=job.settings.training.target_recall,
+            made_before={method: _recorded_target(folder) for method, folder in job.settings.folders.items()},
             layers={method: entries for method, (entries, _) in layers.items()},
             totals={method: total for method, (_, total) in layers.items()},
             decode_tokens_per_s=speeds,
             perplexity=perplexity,
         )
+
+
+def _hashes(paths: Sequence[Path]) -> dict[str, str]:
+    return {path.name: sha256(path) for path in paths}
+
+
+def _recorded_target(folder: Path) -> float | None:
+    record = folder / STATE
+    settings = read_json(record).get("settings") if record.exists() else None
+    target = settings.get("target_recall") if isinstance(settings, dict) else None
+    return float(target) if isinstance(target, int | float) else None
 
 
 def _collected(job: Job, file: GGUFFile, config: ModelConfig, texts: Sequence[Path], folder: Path) -> Collection:

@@ -21,12 +21,15 @@ from powerinfer_py.predictor.projection import input_moments
 from powerinfer_py.predictor.rank import predictor_bytes
 from powerinfer_py.predictor.recall import LayerRecall
 from powerinfer_py.predictor.training import TrainingOptions, train_layer
+from powerinfer_py.predictor.untrained import untrained_svd
 from powerinfer_py.predictor.windows import Role
 from powerinfer_py.tensor_files import load_state
 
-METHODS = ("trained", "svd", "sign_bits", "hottest", "hottest_as_svd")
+# Predictors that are made here or read from a folder.
+MADE = ("trained", "svd", "svd_without_text")
+METHODS = (*MADE, "sign_bits", "hottest", "hottest_as_svd")
 # Methods whose masks a predictor in a file can give.
-RUNNABLE = ("trained", "svd", "hottest", "hottest_as_svd")
+RUNNABLE = (*MADE, "hottest", "hottest_as_svd")
 # Which predictor each fixed list is as large as.
 LISTS = {"hottest": "trained", "hottest_as_svd": "svd"}
 
@@ -66,7 +69,7 @@ def outcomes(
         for role in roles:
             yield from (data if measured is None else measured).batches(role)
 
-    made = {method: _predictor(method, layer, data, first, settings) for method in ("trained", "svd")}
+    made = {method: _predictor(method, layer, data, first, settings) for method in MADE}
     named = {}
     for method, predictor in made.items():
         counts = count(layer, batches, lambda x, p=predictor: p.scores(x) >= THRESHOLD)  # type: ignore[misc]
@@ -97,6 +100,8 @@ def count(layer: int, batches: Batches, names: Callable[[Tensor], Tensor]) -> La
 def _predictor(method: str, layer: int, data: LayerData, first: FirstRows, settings: Settings) -> LowRank:
     if method in settings.folders:
         return _read(settings.folders[method], layer, data)
+    if method == "svd_without_text":
+        return untrained_svd(first, settings.svd_rank)
     if method == "trained":
         raw = train_layer(data, first, settings.rank, settings.training, layer)
     else:

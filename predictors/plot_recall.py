@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from powerinfer_py.cli.command import run_command
-from powerinfer_py.errors import FileFormatError, OptionError
+from powerinfer_py.errors import FileFormatError
 from powerinfer_py.predictor.files import read_json
+from powerinfer_py.profiler.plot import require_matplotlib, save_picture
 
 KEYS = ("layer", "recall", "precision", "predicted_share", "fired_share", "bytes")
 
@@ -39,12 +40,10 @@ def named_per_fired(layers: Sequence[dict[str, Any]]) -> float:
 
 def draw(layers: dict[str, list[dict[str, Any]]], output: Path) -> None:
     """Writes the picture; its format follows the suffix of `output`."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (recall, share) = pyplot.subplots(2, 1, figsize=(7, 7), layout="constrained", sharex=True)
+    figure = Figure(figsize=(7, 7), layout="constrained")
+    recall, share = figure.subplots(2, 1, sharex=True)
     for method, entries in layers.items():
         numbers = [entry["layer"] for entry in entries]
         recall.plot(numbers, [entry["recall"] for entry in entries], marker=".", label=method)
@@ -56,8 +55,7 @@ def draw(layers: dict[str, list[dict[str, Any]]], output: Path) -> None:
     for axes in (recall, share):
         axes.legend()
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.savefig(output, dpi=120)
-    pyplot.close(figure)
+    save_picture(figure, output)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,11 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def run() -> int:
+        require_matplotlib(arguments.output)
         layers = read_layers(arguments.results)
-        try:
-            draw(layers, arguments.output)
-        except (OSError, ValueError) as error:
-            raise OptionError(f"cannot write {arguments.output}: {error}") from None
+        draw(layers, arguments.output)
         print(json.dumps({method: named_per_fired(entries) for method, entries in layers.items()}))
         return 0
 

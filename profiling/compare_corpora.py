@@ -36,6 +36,7 @@ from powerinfer_py.output_files import make_folder
 from powerinfer_py.placement.statistics.layer_files import captured_shares, read_activations
 from powerinfer_py.placement.statistics.profile import PROFILE_NAME, read_profile
 from powerinfer_py.predictor.files import write_json
+from powerinfer_py.profiler.plot import require_matplotlib, save_picture
 
 SCRIPT = "compare_corpora"
 Counts = npt.NDArray[np.float64]
@@ -138,14 +139,12 @@ def table(result: dict[str, Any]) -> Table:
 
 def draw(result: dict[str, Any], output: Path) -> None:
     """Writes the picture; its format follows the suffix of `output`."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     layers = result["layers"]
     numbers = [row["layer"] for row in layers]
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
     for key, marker in (("captured", "o"), ("best", "s"), ("overlap", "^"), ("rank_correlation", "x")):
         values = [np.nan if row[key] is None else row[key] for row in layers]
         axes.plot(numbers, values, marker=marker, ms=4, lw=1.2, label=key.replace("_", " "))
@@ -153,8 +152,7 @@ def draw(result: dict[str, Any], output: Path) -> None:
     axes.set(xlabel="layer", ylim=(0, 1.01), title=f"hot set of {result['a']['name']} on {result['b']['name']}")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="lower right")
-    figure.savefig(output, dpi=120)
-    pyplot.close(figure)
+    save_picture(figure, output)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -171,15 +169,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         if not 0 < arguments.share <= 1:
             raise OptionError("--share must lie above 0 and at most 1")
+        if arguments.plot is not None:
+            require_matplotlib(arguments.plot)
         result = compare(arguments.a, arguments.b, arguments.share, arguments.names)
         if arguments.output is not None:
             make_folder(arguments.output.parent)
             write_json(arguments.output, result)
         if arguments.plot is not None:
-            try:
-                draw(result, arguments.plot)
-            except (OSError, ValueError) as error:
-                raise OptionError(f"cannot write {arguments.plot}: {error}") from None
+            draw(result, arguments.plot)
         Console(stderr=True).print(table(result))
         print(json.dumps(result))
         return 0

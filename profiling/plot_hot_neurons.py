@@ -19,6 +19,7 @@ import numpy.typing as npt
 from powerinfer_py.cli.command import run_command
 from powerinfer_py.errors import OptionError
 from powerinfer_py.placement.statistics.layer_files import captured_shares, read_activations
+from powerinfer_py.profiler.plot import require_matplotlib, save_picture
 
 
 def hot_share(counts: npt.NDArray[np.float64], share: float) -> float:
@@ -30,11 +31,10 @@ def hot_share(counts: npt.NDArray[np.float64], share: float) -> float:
 def draw(layers: Sequence[npt.NDArray[np.float64]], share: float, output: Path) -> None:
     """Writes the picture; its format follows the suffix of `output`."""
     import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
     for index, (counts, colour) in enumerate(zip(layers, colours, strict=True)):
         label = f"layer {index}" if index in (0, len(layers) - 1) else None
@@ -43,8 +43,7 @@ def draw(layers: Sequence[npt.NDArray[np.float64]], share: float, output: Path) 
     axes.set(xlabel="share of neurons, most active first", ylabel="share of activations", xlim=(0, 1), ylim=(0, 1.01))
     axes.set_title(f"{len(layers)} layers of {len(layers[0])} neurons")
     axes.legend(loc="lower right")
-    figure.savefig(output, dpi=120)
-    pyplot.close(figure)
+    save_picture(figure, output)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,13 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def run() -> int:
+        require_matplotlib(arguments.output)
         if not 0 < arguments.share <= 1:
             raise OptionError("--share must lie above 0 and at most 1")
         layers = read_activations(arguments.folder)
-        try:
-            draw(layers, arguments.share, arguments.output)
-        except (OSError, ValueError) as error:
-            raise OptionError(f"cannot write {arguments.output}: {error}") from None
+        draw(layers, arguments.share, arguments.output)
         per_layer = [hot_share(counts, arguments.share) for counts in layers]
         overall = float(np.average(per_layer, weights=[len(counts) for counts in layers]))
         print(json.dumps({"share_of_activations": arguments.share, "share_of_neurons": overall, "layers": per_layer}))

@@ -26,6 +26,13 @@ def test_plain_tensor_and_state(tmp_path: Path) -> None:
     assert list(state) == ["fc1.weight", "fc2.weight"]
 
 
+def test_saved_parameters_come_without_their_gradient(tmp_path: Path) -> None:
+    """numpy refuses a tensor that takes part in training; those of a module that was saved whole do."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+    assert load_tensor(saved(tmp_path, parameter)).numpy().tolist() == [1, 1, 1]
+    assert load_state(saved(tmp_path, {"fc1.weight": parameter}))["fc1.weight"].numpy().tolist() == [1, 1, 1]
+
+
 class Evil:
     """Unpickling it would create a file."""
 

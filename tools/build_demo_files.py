@@ -43,7 +43,18 @@ INDEX = f"{MODEL}.generated.gpuidx"
 OUTTYPE = "q4_0"
 # Any budget holds all of a model of 5 MB, and an index with everything on the GPU serves every budget. The rates are
 # those of a card of 360 GB/s beside two channels of DDR5; measured ones would differ from day to day.
-INDEX_OPTIONS = ("--vram-budget", "1", "--gpu-bandwidth", "360", "--cpu-bandwidth", "60", "--sync-time", "20")
+INDEX_OPTIONS = (
+    "--vram-budget",
+    "1",
+    "--gpu-bandwidth",
+    "360",
+    "--cpu-bandwidth",
+    "60",
+    "--sync-time",
+    "20",
+    "--layer-time",
+    "20",
+)
 
 
 def build(folder: Path, checkpoint: Path | None) -> None:

@@ -1,6 +1,7 @@
-"""Samples from a checkpoint of the demo model, looks for copied text, and asks another model what it thinks of them.
+"""Samples from the demo model, looks for copied text, and asks another model what it thinks of them.
 
-    python tools/evaluate_demo_model.py demo --judge SmolLM2-135M-Instruct.gguf --samples samples.txt
+    python tools/evaluate_demo_model.py demo --text texts/*.txt --model demo.powerinfer.gguf \\
+        --judge SmolLM2-135M-Instruct.gguf --samples samples.txt
 
 The last line is one JSON object: the judge's perplexity on the samples and on held-out text cut alike, their ratio, and
 the longest run of tokens that a sample shares with the training text.
@@ -17,7 +18,7 @@ from typing import Any
 from demo_checkpoint import read_checkpoint
 from demo_corpus import read_corpus
 from demo_evaluation import excerpts, judged_perplexity, longest_copied_run, sample
-from demo_tokenizer import encode_chapters, load_tokenizer
+from demo_tokenizer import EOS, encode_chapters, load_tokenizer
 
 from powerinfer_py.errors import PowerInferError
 
@@ -50,20 +51,17 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    model = read_checkpoint(arguments.checkpoint)
     tokenizer = load_tokenizer(arguments.checkpoint / "tokenizer.model")
     corpus = read_corpus(arguments.text)
     training = encode_chapters(tokenizer, corpus.of("train"))
     held_out = encode_chapters(tokenizer, corpus.of("held_out"))
-    texts, runs = [], []
-    for seed, prompt in enumerate(PROMPTS[: arguments.count], start=1):
-        ids = tokenizer.encode(prompt)
-        new = sample(model, ids, arguments.tokens - len(ids), seed, arguments.temperature, arguments.top_p)
-        texts.append(tokenizer.decode(ids + new))
-        runs.append(longest_copied_run(ids + new, training.tokens.tolist()))
+    samples = _of_checkpoint(arguments, tokenizer) if arguments.model is None else _of_file(arguments, tokenizer)
+    texts = [tokenizer.decode(ids) for ids in samples]
+    runs = [longest_copied_run(ids, training.tokens.tolist()) for ids in samples]
     if arguments.samples:
         arguments.samples.write_text("\n\n----\n\n".join(texts) + "\n", encoding="utf-8")
     result: dict[str, Any] = {
+        "sampled_from": (arguments.checkpoint if arguments.model is None else arguments.model).name,
         "samples": len(texts),
         "temperature": arguments.temperature,
         "top_p": arguments.top_p,
@@ -80,6 +78,38 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def _of_checkpoint(arguments: argparse.Namespace, tokenizer: Any) -> list[list[int]]:
+    """Tokens of each sample, prompt included, from the weights as they were trained."""
+    model = read_checkpoint(arguments.checkpoint)
+    samples = []
+    for seed, prompt in enumerate(PROMPTS[: arguments.count], start=1):
+        ids = tokenizer.encode(prompt)
+        new = sample(model, ids, arguments.tokens - len(ids), seed, arguments.temperature, arguments.top_p)
+        samples.append(ids + new)
+    return samples
+
+
+def _of_file(arguments: argparse.Namespace, tokenizer: Any) -> list[list[int]]:
+    """The same from a model file, in the mode that it is for."""
+    from powerinfer_py import LLM, SamplingParams
+
+    samples = []
+    with LLM(arguments.model, threads=arguments.threads) as llm:
+        for seed, prompt in enumerate(PROMPTS[: arguments.count], start=1):
+            ids = tokenizer.encode(prompt)
+            params = SamplingParams(
+                max_tokens=max(0, arguments.tokens - len(ids)),
+                temperature=arguments.temperature,
+                top_k=0,
+                top_p=arguments.top_p,
+                min_p=0.0,
+                seed=seed,
+            )
+            new = llm.generate(prompt, params)[0].token_ids
+            samples.append(ids + [token for token in new if token != EOS])
+    return samples
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
@@ -89,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--text", type=Path, nargs="+", required=True, metavar="FILE", help="the books it was made from"
     )
+    result.add_argument("--model", type=Path, metavar="FILE", help="sample from this model file made from it instead")
     result.add_argument("--judge", type=Path, metavar="MODEL", help="a GGUF file of a general language model")
     result.add_argument("--samples", type=Path, metavar="FILE", help="write the samples here")
     result.add_argument("--count", type=int, default=len(PROMPTS), help="of samples (default: %(default)s)")

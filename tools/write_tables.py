@@ -54,7 +54,8 @@ def recipe_table(folder: Path) -> str:
 def _methods(name: str, result: dict[str, Any]) -> str:
     speeds, perplexity = result["decode_tokens_per_s"], result["perplexity"]
     held_out = result["held_out_tokens"]
-    seen = "a part of it" if held_out is None else f"{held_out} tokens of a held-out text"
+    seen = "a part of it" if held_out is None else f"{held_out} tokens of {', '.join(result['held_out'])}"
+    made_from = f"{result['text_tokens']} tokens of {', '.join(result['texts'])}"
     rows = [
         ["method", "recall", "precision", "named", "named / fired", "KiB", "perplexity / dense", "decode tokens/s"],
         ["---"] * 8,
@@ -70,10 +71,10 @@ def _methods(name: str, result: dict[str, Any]) -> str:
         ]
         rows.append([method, *shares, ratio, *cells])
     lines = [
-        f"### {name}: {result['model']}, made from {result['text_tokens']} tokens, measured on {seen}",
+        f"### {name}: {result['model']}, made from {made_from}, measured on {seen}",
         "",
         _lines(rows),
-        f"Of all (token, neuron) pairs {total['fired_share']:.2%} fire.",
+        f"{_targets(result)} Of all (token, neuron) pairs {total['fired_share']:.2%} fire.",
     ]
     others = [f"{mode} {speed:.0f}" for mode, speed in speeds.items() if mode not in result["totals"]]
     if others:
@@ -85,6 +86,15 @@ def _methods(name: str, result: dict[str, Any]) -> str:
             f" exact {_worse(perplexity['exact'])}."
         )
     return "\n".join([*lines, ""])
+
+
+def _targets(result: dict[str, Any]) -> str:
+    """What recall the methods were calibrated to."""
+    before = [
+        f"{method} was made before, calibrated to {'a recall that is not known' if target is None else f'{target:.1%}'}"
+        for method, target in result["made_before"].items()
+    ]
+    return "; ".join([f"Calibrated to a recall of {result['target_recall']:.1%}", *before]) + "."
 
 
 def _worse(perplexity: dict[str, Any] | None) -> str:

@@ -268,13 +268,13 @@ def _sparse_config(file: GGUFFile) -> ModelConfig:
 
 
 def _windows(job: Job, file: GGUFFile, config: ModelConfig) -> Windows:
-    texts = read_texts(job.texts)
+    texts = read_texts((*job.texts, *job.calibration_texts))
     window = min(config.n_ctx_train, 512) if job.window is None else job.window
     if window > config.n_ctx_train:
         raise OptionError(f"a window of {window} tokens, the model's context is {config.n_ctx_train}")
-    calibration_texts = read_texts(job.calibration_texts)
+    n_texts = len(job.texts)
     tokenizer = load_tokenizer(file.metadata)
-    return cut_windows(tokenizer, texts, window, job.tokens, calibration_texts=calibration_texts)
+    return cut_windows(tokenizer, texts[:n_texts], window, job.tokens, calibration_texts=texts[n_texts:])
 
 
 def _settings(job: Job, model_name: str, windows: Windows) -> dict[str, Any]:

@@ -19,13 +19,19 @@ from powerinfer_py.errors import ModelError, OptionError
 from powerinfer_py.gguf import GGMLType, keys
 from powerinfer_py.gguf.quantisation import Quantizer
 from powerinfer_py.predictor.calibration import THRESHOLD, LowRank, nearest_in_float16
-from powerinfer_py.predictor.first_rows import first_rows
+from powerinfer_py.predictor.first_rows import FirstRows, first_rows
 from powerinfer_py.predictor.rank import allocate_ranks
 from powerinfer_py.predictor.row_source import RowSource
 from powerinfer_py.predictor.svd import svd_predictor
 
 DEFAULT_BUDGET = 0.1
 DEFAULT_MARGIN = 2.0
+
+
+def untrained_svd(first: FirstRows, hidden_units: int, margin: float = DEFAULT_MARGIN) -> LowRank:
+    """One layer's predictor: float32 numbers that float16 holds exactly. Raises NumericalError where not finite."""
+    made = svd_predictor(first.rows, hidden_units // 2, offsets=first.offsets, margin=margin)
+    return nearest_in_float16(LowRank(made.fc1, made.fc2))
 
 
 class SvdPredictors:
@@ -85,8 +91,7 @@ class SvdPredictors:
             first = first_rows(self.source, layer)
             if layer == 0 and not first.is_linear:
                 self._remark("this model's firing is no linear map of its input: expect less of an SVD predictor")
-            made = svd_predictor(first.rows, self.hidden_units // 2, offsets=first.offsets, margin=self._margin)
-            self._last = layer, nearest_in_float16(LowRank(made.fc1, made.fc2))
+            self._last = layer, untrained_svd(first, self.hidden_units, self._margin)
         return self._last[1]
 
     def _chunks(

@@ -68,8 +68,8 @@ class Windows:
 
 
 def read_texts(paths: Sequence[Path]) -> list[str]:
-    """The files' texts. Raises OptionError for a file that cannot be read, is no UTF-8 or has no text."""
-    texts = []
+    """The files' texts. Raises OptionError for a file that cannot be read, is no UTF-8, has no text or another's."""
+    texts: list[str] = []
     for path in paths:
         try:
             text = path.read_text(encoding="utf-8")
@@ -78,6 +78,11 @@ def read_texts(paths: Sequence[Path]) -> list[str]:
             raise OptionError(f"{printable(str(path))}: cannot read: {reason}") from None
         if not text.strip():
             raise OptionError(f"{printable(str(path))}: the text is empty")
+        if text in texts:
+            same = printable(str(paths[texts.index(text)]))
+            raise OptionError(
+                f"{printable(str(path))} holds the same text as {same}: predictors would be tested on what they learned"
+            )
         texts.append(text)
     return texts
 

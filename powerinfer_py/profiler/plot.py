@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,15 +17,25 @@ from powerinfer_py.output_files import write_bytes
 from powerinfer_py.placement.statistics.profile import ActivationProfile
 from powerinfer_py.profiler.report import HOT_SHARE, curve, layer_figures
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def require_matplotlib(output: Path) -> None:
     """Raises UnsupportedError without matplotlib, OptionError for a suffix other than .png, .svg and .pdf."""
     if output.suffix.lower() not in SUFFIXES:
-        raise OptionError(f"--plot {printable(str(output))}: the name must end in {', '.join(SUFFIXES)}")
+        raise OptionError(f"{printable(str(output))}: the name of a picture must end in {', '.join(SUFFIXES)}")
     if find_spec("matplotlib") is None:
-        raise UnsupportedError("--plot needs matplotlib, which is not installed: pip install 'powerinfer-py[plot]'")
+        raise UnsupportedError("a picture needs matplotlib, which is not installed: pip install 'powerinfer-py[plot]'")
+
+
+def save_picture(figure: Figure, output: Path) -> None:
+    """Writes a figure in the format of the suffix, beside its place and then into it. Raises as `write_bytes`."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=output.suffix.lower()[1:], dpi=120)
+    write_bytes(output, buffer.getvalue())
 
 
 def draw_profile(profile: ActivationProfile, output: Path) -> None:
@@ -45,9 +55,7 @@ def draw_profile(profile: ActivationProfile, output: Path) -> None:
     figure.suptitle(
         f"{model.architecture}, {model.n_layer} layers of {model.n_ff} neurons, {profile.n_tokens} tokens", fontsize=11
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=output.suffix.lower()[1:], dpi=120)
-    write_bytes(output, buffer.getvalue())
+    save_picture(figure, output)
 
 
 def _draw_curves(axes: Any, profile: ActivationProfile, colours: Any) -> None:

@@ -25,7 +25,8 @@ def load_tokenizer(metadata: Mapping[str, object]) -> Tokenizer:
     kind = metadata.get(PREFIX + "model")
     if kind is None:
         raise TokenizerError(f"the file has no tokenizer: {PREFIX}model is missing")
-    if kind not in KINDS:
+    # Compared as text: an array compares with each of them element by element.
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UnsupportedError(f"tokenizer of kind {printable(repr(kind), 60)}; supported are {', '.join(KINDS)}")
     vocabulary = read_vocabulary(metadata)
     if kind == "gpt2":

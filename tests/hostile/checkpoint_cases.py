@@ -158,6 +158,11 @@ TOKENIZERS = [
     tokenizer("tokenizer.json: a merge of numbers", model(merges=[[1, 2]])),
     tokenizer("tokenizer.json: added token without id", edited("tokenizer.json", added_tokens=[{"content": "x"}])),
     tokenizer("tokenizer.json: added tokens that are a number", edited("tokenizer.json", added_tokens=3)),
+    tokenizer(
+        "tokenizer.json: a pre-tokenizer of 100 kB",
+        edited("tokenizer.json", pre_tokenizer="x" * 100_000),
+        "UnsupportedError",
+    ),
     tokenizer("tokenizer.json: nested deep", replaced("tokenizer.json", b'{"a":' * 50_000)),
     tokenizer("tokenizer.json: empty", replaced("tokenizer.json", b" ")),
     tokenizer("tokenizer_config.json: a list", replaced("tokenizer_config.json", b"[]")),

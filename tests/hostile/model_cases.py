@@ -121,6 +121,14 @@ TENSORS = [
     dropped("blk.0.fc1.weight", "UnsupportedError", r"blk\.0\.fc2"),
 ]
 T = "tokenizer.ggml."
+
+
+def numbers_for_kind(what: str, numbers: list[int]) -> HostileCase:
+    """The vocabulary's kind as an array, which numpy compares element by element."""
+    name = f"a kind of vocabulary that is an array of {what}"
+    return array_edited(T + "model", lambda _: (numbers, U32), name, "UnsupportedError", "tokenizer of kind")
+
+
 VOCABULARY = [
     array_edited(T + "scores", lambda v: (v[:5].tolist(), F32), "scores of unequal length", "TokenizerError", "scores"),
     array_edited(T + "token_type", lambda v: (v[:-1].tolist(), I32), "types of unequal length", "TokenizerError"),
@@ -133,6 +141,8 @@ VOCABULARY = [
     keyed(T + "eos_token_id", 2**32 - 1, U32, "TokenizerError", "eos_token_id"),
     keyed(T + "model", "wordpiece", TEXT, "UnsupportedError", "wordpiece"),
     keyed(T + "model", 3, U32, "UnsupportedError"),
+    numbers_for_kind("no numbers", []),
+    numbers_for_kind("numbers", [1, 2]),
     keyed("tokenizer.chat_template", 3, U32, "ChatTemplateError"),
 ]
 WEIGHTS = [

@@ -48,6 +48,11 @@ def sparse_out_of_range() -> torch.Tensor:
     return torch.sparse_coo_tensor(indices, torch.tensor([1.0]), (RANK, N_EMBD), check_invariants=False)
 
 
+def nested() -> torch.Tensor:
+    """Calls itself strided and contiguous, and has no sizes."""
+    return torch.nested.nested_tensor([torch.ones(N_FF)])
+
+
 def inflating() -> bytes:
     """A zip of a megabyte that inflates to one of 256 MiB."""
     source, target = io.BytesIO(saved({FC1: torch.zeros(1 << 26)})), io.BytesIO()
@@ -84,6 +89,7 @@ PREDICTORS = [
     predictor("transposed view", lambda s: s | {FC1: torch.zeros(N_EMBD, RANK).t()}),
     predictor("meta tensor", lambda s: s | {FC1: torch.empty(RANK, N_EMBD, device="meta")}),
     predictor("quantised tensor", lambda s: s | {FC1: torch.quantize_per_tensor(torch.ones(8, 64), 1, 0, torch.qint8)}),
+    predictor("nested tensor", lambda s: s | {FC1: nested()}),
     predictor("zip that inflates", lambda _: inflating()),
     predictor("shape that the storage lacks", lambda s: replaced_pickle(b"K\x08K@\x86", b"M\xff\x7fK@\x86", s)),
     predictor("empty file", lambda _: b""),
@@ -140,9 +146,11 @@ ACTIVATIONS = [
     activations("complex", lambda: {0: counts(), 1: counts() * 1j}, "ModelError"),
     activations("a dictionary", lambda: {0: counts(), 1: {"a": counts()}}, "FileFormatError"),
     activations("stride 0", lambda: {0: counts(), 1: torch.ones(1).expand(N_FF)}, "FileFormatError"),
+    activations("nested tensor", lambda: {0: counts(), 1: nested()}, "FileFormatError"),
     activations("truncated", lambda: {0: counts(), 1: saved(counts())[:1000]}, "FileFormatError"),
     activations("all zero", lambda: dict.fromkeys(range(2), torch.zeros(N_FF)), None),
     activations("counts", lambda: {0: counts(), 1: counts()}, None),
+    activations("counts that want a gradient", lambda: {0: counts(), 1: torch.ones(N_FF, requires_grad=True)}, None),
     activations("a path of odd characters", lambda: {0: counts(), 1: counts()}, None, "a b'\"; rm\n\t$(x)"),
 ]
 

@@ -306,6 +306,15 @@ def test_impossible_wishes(changes: dict[str, Any], message: str, inputs: Path, 
     assert not (tmp_path / "p").exists()
 
 
+def test_what_trains_measures_nothing(inputs: Path, tmp_path: Path) -> None:
+    text, copy = inputs / "text.txt", tmp_path / "copy.txt"
+    copy.write_bytes(text.read_bytes())
+    for changes in ({"texts": (text, copy)}, {"calibration_texts": (copy,)}):
+        with pytest.raises(OptionError, match="holds the same text as"):
+            make_predictors(job(inputs, tmp_path / "p", **changes))
+    assert not (tmp_path / "p").exists()
+
+
 def test_no_cuda_here(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(PowerInferError, match="no CUDA device"):

@@ -10,6 +10,8 @@ import torch
 from helpers_logits import FIXTURES
 from helpers_scripts import last_line, one_line_error, script
 
+from powerinfer_py.profiler import plot
+
 COMPARE = script("profiling/compare_corpora.py")
 
 
@@ -48,8 +50,10 @@ def test_a_text_agrees_with_itself(capsys: pytest.CaptureFixture[str]) -> None:
         assert layer["rank_correlation"] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("fault", ["none", "other model", "share", "picture"])
-def test_errors_are_one_line(fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("fault", ["none", "other model", "share", "picture", "matplotlib"])
+def test_errors_are_one_line(
+    fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     a = statistics(tmp_path / "a", [1, 2])
     b = statistics(tmp_path / "b", [1, 2, 3] if fault == "other model" else [2, 1])
     arguments: list[object] = [a, tmp_path / "absent" if fault == "none" else b]
@@ -57,4 +61,8 @@ def test_errors_are_one_line(fault: str, tmp_path: Path, capsys: pytest.CaptureF
         arguments += ["--share", "2"]
     if fault == "picture":
         arguments += ["--plot", tmp_path / "picture.xyz"]
+    if fault == "matplotlib":
+        monkeypatch.setattr(plot, "find_spec", lambda _name: None)
+        arguments += ["--plot", tmp_path / "picture.png", "-o", tmp_path / "result.json"]
     assert one_line_error(COMPARE, arguments, capsys).startswith("compare_corpora: error: ")
+    assert not (tmp_path / "result.json").exists(), "it is said before anything is written"

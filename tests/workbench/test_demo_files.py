@@ -16,6 +16,7 @@ import pytest
 from helpers_scripts import ROOT, last_line, script
 
 from powerinfer_py import LLM, SamplingParams
+from powerinfer_py.cli import convert
 from powerinfer_py.cli import run as run_command
 from powerinfer_py.convert.predictor_tensors import read_predictors
 from powerinfer_py.generation.default_model import DEMO_MODEL, default_model
@@ -76,6 +77,8 @@ def test_its_predictors_and_statistics_are_those_of_the_workbench() -> None:
         assert index.solved_for is not None
         assert index.solved_for.model_fingerprint == fingerprint(file)
         frequencies = read_frequencies(BUILD.STATISTICS, config)
+    # Rates that were measured would give other bytes on another machine.
+    assert b'"source": "given"' in (DEMO_MODEL.parent / BUILD.INDEX).read_bytes()
     assert index.solved_for.activation_hash == frequencies.sha256
     assert frequencies.predicted is not None
     # PowerInfer wants more than 1000 neurons a layer and predictors in whole blocks.
@@ -126,6 +129,37 @@ def test_predictors_on_chapters_that_nothing_was_made_from(modes: dict[str, LLM]
     assert result.shares["neurons_computed_share"] < 0.2
 
 
+def test_svd_without_text_on_chapters_that_nothing_was_made_from(tmp_path: Path, modes: dict[str, LLM]) -> None:
+    path = tmp_path / "svd.gguf"
+    arguments = [str(DEMO_MODEL), "--predictor", "svd", "--predictor-rank", "64", "--outfile", str(path)]
+    assert convert.main(arguments) == 0
+    text = "\n".join(path.read_text(encoding="utf-8") for path in HELD_OUT)
+    with LLM(path, sparsity="predictor", threads=1, context_length=256, batch_size=256, max_batch=1) as llm:
+        counter = RecallCounter(modes["dense"].engine)
+        windows = cut_windows(llm.tokenizer, text, 256)
+        result = measure_perplexity(llm, windows, reference=modes["dense"], observer=counter)
+    assert result.comparison is not None
+    assert abs(math.expm1(result.comparison.log_ratio.value)) < 0.02
+    assert sum(layer.predicted for layer in counter.layers) <= 3 * sum(layer.fired for layer in counter.layers)
+
+
+def test_each_predictor_beats_a_fixed_list_of_its_size() -> None:
+    results = json.loads((ROOT / "predictors" / "results" / "demo.json").read_text(encoding="utf-8"))
+    with open_gguf(DEMO_MODEL) as file:
+        assert results["model_fingerprint"] == fingerprint(file), "measured on another model"
+    assert list(results["held_out"].values()) == [RECORD["sets"]["held_out"]["sha256"]]
+    assert list(results["texts"].values()) == [RECORD["sets"]["calibration"]["sha256"]]
+    for method, listed in (("trained", "hottest"), ("svd", "hottest_as_svd")):
+        for own, fixed in zip(results["layers"][method], results["layers"][listed], strict=True):
+            assert fixed["predicted_share"] == pytest.approx(own["predicted_share"], abs=0.001)
+            assert fixed["recall"] < own["recall"]
+        assert worse(results, method) < 0.02 < worse(results, listed)
+
+
+def worse(results: dict[str, Any], method: str) -> float:
+    return math.expm1(results["perplexity"][method]["compared"]["log_perplexity_ratio"]["value"])
+
+
 def test_exact_is_dense(modes: dict[str, LLM]) -> None:
     result = measured(modes, "exact")
     assert result.comparison is not None
@@ -153,10 +187,16 @@ def test_it_is_what_runs_without_a_model(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_the_record_meets_what_was_asked_of_it() -> None:
     evaluation, training = RECORD["evaluation"], RECORD["training"]
+    assert evaluation["sampled_from"] == DEMO_MODEL.name
     assert evaluation["samples"] == 20
     assert evaluation["ratio"] <= 2
     assert evaluation["longest_copied_run"] < 30
     assert training["firing"]["silent_share"] >= 0.8
+    for readme in (DEMO_MODEL.parent / "README.md", ROOT / "tools" / "README.md"):
+        text = " ".join(readme.read_text(encoding="utf-8").split())
+        assert f"perplexity of {evaluation['judge_on_samples']:.1f} on 20 samples of the shipped file" in text
+        assert f"of {evaluation['judge_on_held_out']:.1f} on held-out text cut alike" in text
+        assert f"shares with the training text is {evaluation['longest_copied_run']}." in text
     with LLM(DEMO_MODEL, threads=1) as llm:
         first = llm.generate("Emma", SamplingParams(max_tokens=8, temperature=0.0))[0].token_ids
         assert first == llm.generate("Emma", SamplingParams(max_tokens=8, temperature=0.0))[0].token_ids

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from helpers_logits import FIXTURES
 from helpers_predictable import N_FF, write_predictable, write_text
-from helpers_scripts import last_line, one_line_error, script
+from helpers_scripts import ROOT, last_line, one_line_error, script
 
 from powerinfer_py.predictor.making import Job, make_predictors
+from powerinfer_py.predictor.training import TrainingOptions
+from powerinfer_py.profiler import plot
 
 COMPARE = script("predictors/compare_methods.py")
 PLOT = script("predictors/plot_recall.py")
+HOT_NEURONS = script("profiling/plot_hot_neurons.py")
 SMALL = ["--rank", "12", "--window", "32", "--tokens", "2000", "--epochs", "2", "--decode", "4", "-t", "1"]
 
 
@@ -31,8 +36,9 @@ def test_compare_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     results = tmp_path / "results.json"
     result = last_line(COMPARE, ["-m", model, "-f", text, "-o", results, *SMALL], capsys)
     assert result == json.loads(results.read_text())
+    assert (result["held_out"], result["made_before"]) == ({}, {})
     totals = result["totals"]
-    assert set(totals) == {"trained", "svd", "sign_bits", "hottest", "hottest_as_svd"}
+    assert set(totals) == {"trained", "svd", "svd_without_text", "sign_bits", "hottest", "hottest_as_svd"}
     for method in ("trained", "svd", "sign_bits"):
         assert totals[method]["recall"] > 0.98
     # A list of the same size knows no token, signs alone know little of it.
@@ -46,7 +52,7 @@ def test_compare_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert totals["sign_bits"]["bytes"] == 2 * 64 * N_FF / 8
     speeds = result["decode_tokens_per_s"]
     assert speeds["sign_bits"] is None
-    assert all(speeds[name] > 0 for name in ("trained", "svd", "hottest", "hottest_as_svd", "exact", "dense"))
+    assert all(speeds[name] > 0 for name in (set(totals) - {"sign_bits"}) | {"exact", "dense"})
     assert result["perplexity"] == {}
 
     picture = tmp_path / "recall.png"
@@ -58,15 +64,30 @@ def test_compare_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_held_out_text_and_predictors_made_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = write_predictable(tmp_path / "model.gguf")
     text, other = write_text(tmp_path / "a.txt", 600), write_text(tmp_path / "b.txt", 300, seed=1)
-    make_predictors(Job(model, (text,), tmp_path / "svd", method="svd", rank=16, window=32, tokens=1000, budget=0.9))
+    make_predictors(
+        Job(
+            model,
+            (text,),
+            tmp_path / "svd",
+            method="svd",
+            rank=16,
+            window=32,
+            tokens=1000,
+            budget=0.9,
+            training=TrainingOptions(target_recall=0.98),
+        )
+    )
     made = ["--svd", tmp_path / "svd", "--held-out", other]
     result = last_line(COMPARE, ["-m", model, "-f", text, *made, *SMALL], capsys)
     assert result["held_out_tokens"] <= 2000
+    assert result["texts"] == {"a.txt": hashlib.sha256(text.read_bytes()).hexdigest()}
+    assert result["held_out"] == {"b.txt": hashlib.sha256(other.read_bytes()).hexdigest()}
+    assert result["made_before"] == {"svd": 0.98}
     assert result["totals"]["svd"]["bytes"] == 2 * 2 * 16 * (64 + N_FF)
     neurons = result["layers"]["svd"][0]
     assert 0 < neurons["fired_share"] < neurons["predicted_share"] < 1
     perplexity = result["perplexity"]
-    assert set(perplexity) == {"trained", "svd", "hottest", "hottest_as_svd", "exact"}
+    assert set(perplexity) == {"trained", "svd", "svd_without_text", "hottest", "hottest_as_svd", "exact"}
     for name, figures in perplexity.items():
         assert figures["sparsity"] == ("exact" if name == "exact" else "predictor")
         assert figures["compared"]["sparsity"] == "dense"
@@ -85,7 +106,19 @@ def test_plot_of_something_else(content: str, tmp_path: Path, capsys: pytest.Cap
     one_line_error(PLOT, [tmp_path / "r.json", "-o", tmp_path / "p.png"], capsys)
 
 
+def test_plot_without_matplotlib(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plot, "find_spec", lambda _name: None)
+    results = ROOT / "predictors" / "results" / "demo.json"
+    for module, source in ((PLOT, results), (HOT_NEURONS, FIXTURES / "relu-llama-activation")):
+        assert "powerinfer-py[plot]" in one_line_error(module, [source, "-o", tmp_path / "p.png"], capsys)
+
+
 def test_compare_without_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = write_predictable(tmp_path / "model.gguf")
     assert "none.txt" in one_line_error(COMPARE, ["-m", model, "-f", tmp_path / "none.txt"], capsys)
+    text = write_text(tmp_path / "text.txt", 20)
+    arguments = ["-m", model, "-f", text, "--held-out", text]
+    assert "the same text" in one_line_error(COMPARE, arguments, capsys)
     assert "rank 3" in one_line_error(COMPARE, ["-m", model, "-f", model, "--rank", "3"], capsys)

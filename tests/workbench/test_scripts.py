@@ -88,3 +88,33 @@ def test_plot_decode_step(tmp_path: Path) -> None:
         total = sum(part["native_ms"] + part["python_ms"] for part in parts)
         assert total == pytest.approx(result["runs"][name]["ms_per_token"])
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("sparsity", ["auto", "dense"])
+def test_measure_start(sparsity: str, tmp_path: Path) -> None:
+    figures, model = tmp_path / "start.json", FIXTURES / "relu-llama.q4.powerinfer.gguf"
+    options = ("--threads", 1, "--repeats", 2, "--sparsity", sparsity, "--json", figures)
+    done = run("tools/measure_start.py", model, *options)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result == json.loads(figures.read_text())
+    assert result["file_bytes"] == model.stat().st_size
+    assert len(result["starts"]) == 2
+    for start in [*result["starts"], result["median"]]:
+        assert min(start["imports_s"], start["load_s"], start["first_token_s"]) > 0
+        # torch alone holds more than these.
+        assert start["resident_bytes"] > start["anonymous_bytes"] > 10_000_000
+    for start in result["starts"]:
+        assert start["start_to_first_token_s"] == pytest.approx(start["load_s"] + start["first_token_s"])
+        assert start["sparsity"] == ("predictor" if sparsity == "auto" else "dense")
+    assert result["resident_against_file"] == result["median"]["resident_bytes"] / result["file_bytes"]
+
+
+def test_measure_start_of_no_model(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF")
+    for model in (tmp_path / "none.gguf", broken):
+        done = run("tools/measure_start.py", model, "--repeats", 1)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith("measure_start.py: error: ")

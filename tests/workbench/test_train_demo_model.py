@@ -240,6 +240,12 @@ def test_evaluation_of_a_checkpoint(books: list[Path], tmp_path: Path, capsys: p
     assert first["samples"] == len(first["copied_runs"]) == 2
     assert first["ratio"] == pytest.approx(first["judge_on_samples"] / first["judge_on_held_out"])
     assert 1 < first["judge_on_held_out"] < 400
+    from_file = [*arguments, str(tmp_path / "file.txt"), "--tokens", "16", "--model", str(tmp_path / "judge.gguf")]
+    second = run(capsys, from_file, "evaluate_demo_model")
+    assert (second["sampled_from"], first["sampled_from"]) == ("judge.gguf", "out")
+    assert second["judge_on_samples"] != first["judge_on_samples"]
+    samples = (tmp_path / "file.txt").read_text().split("----")
+    assert [text.strip()[:8] for text in samples] == ["The ball", "Mrs. Wes"]
 
 
 def test_a_signal_ends_a_run_after_its_step(

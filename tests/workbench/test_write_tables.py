@@ -28,8 +28,12 @@ def methods() -> dict[str, Any]:
     return {
         "script": "compare_methods",
         "model": "m.gguf",
+        "texts": {"a.txt": "00", "b.txt": "11"},
         "text_tokens": 1000,
+        "held_out": {"c.txt": "22"},
         "held_out_tokens": 500,
+        "target_recall": 0.99,
+        "made_before": {"trained": 0.995},
         "totals": {"trained": total, "sign_bits": total | {"recall": 0.9}},
         "decode_tokens_per_s": {"trained": 812.3, "sign_bits": None, "exact": 700.0},
         "perplexity": {"trained": perplexity(math.log(1.5)), "exact": perplexity(0.0)},
@@ -64,9 +68,10 @@ def test_tables(tmp_path: Path) -> None:
     assert text.index("### a: hot set of one (100 tokens) at 80%, held against two (unknown tokens)") == 0
     assert "| 0 | 3 of 8 | 75.0% | 79.0% | 80.0% | 0.988 |" in text
     assert "| 1 | 3 of 8 | - | 79.0% | 80.0% | - |" in text
-    assert "### b: m.gguf, made from 1000 tokens, measured on 500 tokens of a held-out text" in text
+    assert "### b: m.gguf, made from 1000 tokens of a.txt, b.txt, measured on 500 tokens of c.txt" in text
     assert "| trained | 99.00% | 50.00% | 20.00% | 2.00 | 2 | +50.000% +- 0.150% | 812 |" in text
     assert "| sign_bits | 90.00% | 50.00% | 20.00% | 2.00 | 2 | - | - |" in text
+    assert "Calibrated to a recall of 99.0%; trained was made before, calibrated to 99.5%. Of all" in text
     assert "10.00% fire. Decode without predictors: exact 700 tokens/s. Perplexity: dense 30.00 +- 0.50" in text
     for line in text.splitlines():
         assert not line.startswith("|---") or set(line) == {"|", "-"}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 from powerinfer_py.cli.gpuidx.output import layer_rows
 from powerinfer_py.cli.gpuidx.split import Split
-from powerinfer_py.output_files import write_bytes
-from powerinfer_py.profiler.plot import require_matplotlib
+from powerinfer_py.profiler.plot import require_matplotlib, save_picture
 
 
 def draw_split(split: Split, output: Path) -> None:
@@ -32,6 +30,4 @@ def draw_split(split: Split, output: Path) -> None:
     figure.suptitle(
         f"{split.config.architecture}, {len(rows)} layers of {split.config.n_ff} neurons, {split.method}", fontsize=11
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=output.suffix.lower()[1:], dpi=120)
-    write_bytes(output, buffer.getvalue())
+    save_picture(figure, output)

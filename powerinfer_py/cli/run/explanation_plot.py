@@ -5,15 +5,13 @@ Needs matplotlib, the `plot` extra. Under the final name there is a whole pictur
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from powerinfer_py.generation.explanation import Explanation, Phase
-from powerinfer_py.output_files import write_bytes
-from powerinfer_py.profiler.plot import require_matplotlib
+from powerinfer_py.profiler.plot import require_matplotlib, save_picture
 from powerinfer_py.profiler.report import HOT_SHARE, curve
 
 
@@ -27,9 +25,7 @@ def draw_explanation(explanation: Explanation, output: Path) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     _draw_map(figure, left, explanation)
     _draw_curves(right, explanation)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=output.suffix.lower()[1:], dpi=120)
-    write_bytes(output, buffer.getvalue())
+    save_picture(figure, output)
 
 
 def _draw_map(figure: Any, axes: Any, explanation: Explanation) -> None:

@@ -68,7 +68,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--calibrate",
         type=Path,
         nargs="+",
-        default=[],
         metavar="TEXT",
         help="text files to stop and to calibrate on, unseen by the model if possible (default: parts of -f)",
     )
@@ -121,7 +120,7 @@ def job_from(arguments: argparse.Namespace) -> Job:
         model=arguments.model,
         texts=tuple(arguments.file),
         output=arguments.output,
-        calibration_texts=tuple(arguments.calibrate),
+        calibration_texts=tuple(arguments.calibrate or ()),
         layers=arguments.layers,
         device=arguments.device or "cpu",
         threads=arguments.threads,
@@ -156,7 +155,7 @@ def _layers(text: str) -> range:
 
 def _misuse(arguments: argparse.Namespace) -> str | None:
     """What is wrong with the combination of flags."""
-    running = ("model", "file", "recipe", "layers", *RECIPE_OPTIONS)
+    running = ("model", "file", "calibrate", "recipe", "layers", "max_disk", "device", "threads", *RECIPE_OPTIONS)
     if arguments.merge is None:
         missing = [flag for flag, value in (("-m", arguments.model), ("-f", arguments.file)) if value is None]
         return f"{missing[0]} is missing; or name folders to --merge" if missing else None

@@ -55,7 +55,7 @@ def recognise(rules: Any, *, ignore_merges: bool, path: Path) -> str:
     name = None if steps is None else _KNOWN.get((steps, ignore_merges))
     if name is None:
         raise UnsupportedError(
-            f"{printable(str(path))}: unknown pre-tokenizer {printable(_description(rules), 600)}; recognised are "
+            f"{printable(str(path))}: unknown pre-tokenizer {printable(_description(rules), 300)}; recognised are "
             f"{', '.join(RECOGNISED_PRE_TOKENIZERS)}: name the one that it equals with --pre"
         )
     return name

@@ -45,7 +45,7 @@ void add_rows(
             for (int i = 0; i < kVectors; i++) total[i] = load(acc + g * 32 + i * kWidth);
 #pragma GCC unroll 4
             for (int k = 0; k < K; k++) {
-                __builtin_prefetch(next[k] + g * G::kBytes);
+                __builtin_prefetch(next[k] + g * G::kBytes, 0, 2);
                 Unpack<type>::group(rows[k] + g * G::kBytes, w);
                 for (int i = 0; i < kVectors; i++) total[i] = madd(c[k], w[i], total[i]);
             }
@@ -80,12 +80,15 @@ int64_t block_sum(
     const AccumulateJob& job, int64_t token, int64_t begin, int64_t end, int32_t* list, float* partial) {
     const float* coefficients = job.coefficients + token * job.matrix.rows;
     const int64_t cols = job.matrix.cols;
+    const int64_t whole = cols / Group<type>::kWeights * Group<type>::kWeights;
     int64_t n = 0, i = 0;
     // Branch-free: which neurons fire is as good as random to a branch predictor.
     for (int64_t r = begin; r < end; r++) {
         list[n] = static_cast<int32_t>(r);
         n += is_added(job, coefficients[r]);
     }
+    // The first rows have none before them that would ask for them: they come while zeros are stored.
+    for (int64_t k = 0; k < 4 && k < n; k++) fetch<type>(row_of(job.matrix, list[k]), 0, whole);
     for (int64_t c = 0; c < cols; c++) partial[c] = 0;
     for (; i + 4 <= n; i += 4) {
         const uint8_t* rows[4];

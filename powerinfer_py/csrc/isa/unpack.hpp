@@ -30,12 +30,15 @@ void dequantize(const uint8_t* row, int64_t begin, int64_t n, float* out) {
         G::to_float(p + n_groups * G::kBytes, out + n_groups * 32, n - n_groups * 32);
 }
 
-// Asks for the bytes of weights [begin, begin + n) of a row ahead of their use; both are multiples of a group.
+// Asks for the bytes of weights [begin, begin + n) of a row ahead of their use; both are multiples of a group. Into the
+// second cache, whose queue of misses is twice as long as the first's: bare reads of a random third of rows of 2304 bytes
+// come at 30 GB/s this way, at 22 through the first (Zen 4, two cores). Inlined: GCC leaves out calls of a function that
+// does nothing but prefetch.
 template <WeightType type>
-void fetch(const uint8_t* row, int64_t begin, int64_t n) {
+[[gnu::always_inline]] inline void fetch(const uint8_t* row, int64_t begin, int64_t n) {
     using G = Group<type>;
     const uint8_t* p = row + begin / G::kWeights * G::kBytes;
-    for (int64_t i = 0; i < n / G::kWeights * G::kBytes; i += 64) __builtin_prefetch(p + i);
+    for (int64_t i = 0; i < n / G::kWeights * G::kBytes; i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
 inline bool lie_side_by_side(const uint8_t* const* rows, int n_rows, int64_t row_bytes) {
@@ -61,7 +64,7 @@ struct FetchAhead {
         : rows(given), n_rows(n + n_ahead), row_bytes(n_bytes),
           is_stream(lie_side_by_side(given, n_ahead ? n + 1 : n, n_bytes)) {}
 
-    // To be called before row r is computed. Inlined: GCC leaves out calls of a function that does nothing but prefetch.
+    // To be called before row r is computed.
     [[gnu::always_inline]] void before(int r) const {
         if (!is_stream && r + kRowsAhead < n_rows)
             for (int64_t i = 0; i < row_bytes; i += 64) __builtin_prefetch(rows[r + kRowsAhead] + i, 0, 2);
