@@ -41,6 +41,7 @@ class CountedStandIn(StandIn):
     ) -> None:
         super().__init__(kernels, context_bytes=context_bytes, allocate=self._counted, arrangement=arrangement)
         self.live_bytes = 0
+        self.peak_bytes = 0
         self.n_checks = 0
         self._ledger: Ledger | None = None
 
@@ -67,6 +68,7 @@ class CountedStandIn(StandIn):
     def _counted(self, n_bytes: int) -> Tensor:
         memory = torch.full((n_bytes,), 255, dtype=torch.uint8)
         self.live_bytes += n_bytes
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         weakref.finalize(memory.untyped_storage(), self._gone, n_bytes)
         return memory
 

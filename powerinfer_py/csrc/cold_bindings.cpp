@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <tuple>
+#include <utility>
 
 #include "bindings.hpp"
 #include "cold_worker.hpp"
@@ -11,10 +12,23 @@ namespace powerinfer {
 
 namespace {
 
-// A job with what it needs to stay alive; its address is what the host functions are given.
+// A job with what it needs to stay alive; its address is what the host functions are given. A step that failed between
+// submit and wait drops its job while the worker may still compute it: the job then goes when the worker is done.
 struct BoundColdJob {
     std::unique_ptr<ColdJob> job;
     nb::object worker, kernels, block;
+
+    BoundColdJob(std::unique_ptr<ColdJob> made, nb::object its_worker, nb::object its_kernels, nb::object its_block)
+        : job(std::move(made)),
+          worker(std::move(its_worker)),
+          kernels(std::move(its_kernels)),
+          block(std::move(its_block)) {}
+    BoundColdJob(const BoundColdJob&) = delete;
+    BoundColdJob& operator=(const BoundColdJob&) = delete;
+    ~BoundColdJob() {
+        // The worker never takes the GIL, which whoever drops the last reference holds.
+        job->worker->wait();
+    }
 
     uintptr_t address() const { return reinterpret_cast<uintptr_t>(job.get()); }
 
@@ -37,7 +51,7 @@ void job_init(BoundColdJob* self, nb::object worker, nb::object kernels, nb::obj
     job->y = reinterpret_cast<float*>(y);
     job->n_tokens = n_tokens;
     if (bits) job->mask.resize(static_cast<size_t>(n_tokens * job->block.n_ff));
-    new (self) BoundColdJob{std::move(job), worker, kernels, block};
+    new (self) BoundColdJob(std::move(job), worker, kernels, block);
 }
 
 using HostFunction = void (*)(void*) noexcept;

@@ -106,6 +106,7 @@ class IndexChooser:
         for path in () if options.reset else paths.readable():
             kept = wanted.kept(path)
             if isinstance(kept, Placement):
+                notices += paths.foreign_notices(path)
                 return _chosen(problem, kept, "kept", path, None, frequencies, notices)
             notices.append(f"{printable(str(path), 400)} is not used: {kept}")
         evenly = frequencies is None and self._sparsity is not Sparsity.DENSE

@@ -45,6 +45,12 @@ class IndexPaths:
         except OSError:
             return False
 
+    def foreign_notices(self, ours: Path) -> list[str]:
+        """What the user should know where the file under PowerInfer's name is not ours, which is `ours`."""
+        if not self.beside_is_foreign:
+            return []
+        return [f"{_name(self.beside)} is PowerInfer's own and was left alone; ours is {_name(ours)}"]
+
     def readable(self) -> Iterator[Path]:
         """Files that may hold an index of ours, the likeliest first."""
         for path in (self.beside, self.own, self.cache):
@@ -56,11 +62,8 @@ class IndexPaths:
 
         An index that cannot be kept is no failure: it is in use already.
         """
-        notices = []
-        first = self.beside
-        if self.beside_is_foreign:
-            first = self.own
-            notices.append(f"{_name(self.beside)} is PowerInfer's own and was left alone; ours is {_name(self.own)}")
+        notices = self.foreign_notices(self.own)
+        first = self.own if notices else self.beside
         try:
             write_gpu_index(first, index)
             return first, notices

@@ -196,9 +196,9 @@ class Engine:
             cache_type_v=options.cache_type_v,
         )
 
-        def load_kernels() -> None:
+        def load_kernels(held_bytes: int) -> None:
             rope = self._make_rope(n_ctx, None)
-            warm_up(device, sizes, self.architecture, self.sparsity, options, file, self.kernels, rope)
+            warm_up(device, held_bytes, sizes, self.architecture, self.sparsity, options, file, self.kernels, rope)
 
         context_bytes = device.context_bytes(load_kernels)
         if choose is not None:

@@ -173,7 +173,9 @@ def test_powerinfers_own_file_is_left_alone_and_reported(model: Path, fixtures: 
     assert chosen.path == model.with_name("m.gguf.powerinfer-py.gpuidx")
     assert "left alone" in chosen.notices[0]
     assert theirs.read_bytes() == (fixtures / "bamboo.reference.gpuidx").read_bytes()
-    assert choose(model).origin == "kept"
+    again = choose(model)
+    assert again.origin == "kept"
+    assert again.notices == chosen.notices
 
 
 def test_a_folder_that_cannot_be_written_means_the_users_cache(

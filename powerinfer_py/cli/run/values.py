@@ -10,6 +10,8 @@ import math
 import re
 from collections.abc import Callable
 
+# More than any machine has; beyond it bytes do not fit the files that name them.
+_MOST_GIB = 1 << 20
 _ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|.)", re.DOTALL)
 
@@ -43,8 +45,10 @@ def number(
 
 
 def vram_budget(text: str) -> float:
-    """GiB: -1, or a number >= 0."""
+    """GiB: -1, or a number >= 0 that some memory could have."""
     value = _finite(text)
+    if value > _MOST_GIB:
+        raise argparse.ArgumentTypeError(f"must be at most {_MOST_GIB} GiB, not {text!r}")
     if value < 0 and value != -1:
         raise argparse.ArgumentTypeError(f"must be -1 (all that is free) or a number of GiB >= 0, not {text!r}")
     return value

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# torch's allocator takes the arena from the driver in multiples of this; what is rounded up counts as the context's.
-_SEGMENT_BYTES = 2 << 20
+# torch's allocator takes the arena from the driver in multiples of 2 MiB, and one below 10 MiB as a piece of 20. What
+# is rounded up counts as the context's.
+_SEGMENT_BYTES = 20 << 20
 # For what is loaded only after the measurement: kernels specialised for other sizes, and captured graphs. Not measured.
 _MODULES_MARGIN_BYTES = 64 << 20
 
@@ -46,8 +47,9 @@ class CudaDevice(Device):
         self._device = torch.device("cuda", index)
         self._driver = CudaDriver()
         self._monitor = Monitor(self._driver.bus_id(index))
+        _give_up_unused()
         before = self._monitor.usage()
-        self._memory = DeviceMemory(before.total_bytes, before.free_bytes)
+        self._memory = DeviceMemory(before.total_bytes, before.free_bytes + (self._monitor.process_bytes() or 0))
         self._context_bytes: int | None = None
         self._arena: Tensor | None = None
         self._used = 0
@@ -60,35 +62,36 @@ class CudaDevice(Device):
             raise DeviceError(f"GPU {index} cannot be used: {_first_line(error)}") from None
 
     def memory(self) -> DeviceMemory:
-        """As the driver reported it before this process had a context there."""
+        """As the driver reported it when this was made; what the process held there by then counts as free."""
         return self._memory
 
     def rates(self, n_threads: int) -> Rates:
         """Measured on this machine, once."""
-        return machine_rates(n_threads)
+        import torch
+
+        with torch.cuda.device(self._device):
+            return machine_rates(n_threads)
 
     def prompt_rates(self, measure: Callable[[], PromptRates]) -> PromptRates:
         """Measured."""
         return measure()
 
-    def context_bytes(self, warm_up: Callable[[], None]) -> int:
+    def context_bytes(self, warm_up: Callable[[int], None]) -> int:
         """What the process holds after `warm_up`, as NVML reports it, else what has gone from the free memory."""
-        import gc
-
-        import torch
-
         if self._context_bytes is None:
-            warm_up()
+            warm_up(self._held_bytes())
             self.synchronise()
             self._arena = None
-            # A tensor of the warm-up that waited for the collector would keep the whole arena.
-            gc.collect()
-            torch.cuda.empty_cache()
-            held = self._monitor.process_bytes()
-            if held is None:
-                held = max(0, self._memory.free_bytes - self._monitor.usage().free_bytes)
-            self._context_bytes = held + _MODULES_MARGIN_BYTES + _SEGMENT_BYTES
+            _give_up_unused()
+            self._context_bytes = self._held_bytes()
         return self._context_bytes
+
+    def _held_bytes(self) -> int:
+        """What the process holds now, and what it will hold besides an arena."""
+        held = self._monitor.process_bytes()
+        if held is None:
+            held = max(0, self._memory.free_bytes - self._monitor.usage().free_bytes)
+        return held + _MODULES_MARGIN_BYTES + _SEGMENT_BYTES
 
     def open(self, n_bytes: int) -> None:
         """Makes the arena; one that was there is given up."""
@@ -182,8 +185,11 @@ class CudaDevice(Device):
         """A CUDA graph. The calls are made once beforehand: kernels must be loaded before a capture begins."""
         import torch
 
-        enqueue()
-        self.synchronise()
+        try:
+            enqueue()
+        finally:
+            # Jobs of a call that failed may go only when nothing that was enqueued will start them any more.
+            self.synchronise()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             enqueue()
@@ -210,6 +216,17 @@ class _EventMark:
         if not isinstance(earlier, _EventMark):
             raise TypeError("the mark is another device's")
         return float(earlier.event.elapsed_time(self.event)) / 1e3
+
+
+def _give_up_unused() -> None:
+    """Gives back what torch keeps of models that are gone: one tensor that waits for the collector keeps an arena."""
+    import gc
+
+    import torch
+
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _first_line(error: BaseException) -> str:

@@ -76,11 +76,12 @@ class Device(ABC):
         """What prompts run at: what `measure` finds by running on the device and the CPU, or what is stated."""
 
     @abstractmethod
-    def context_bytes(self, warm_up: Callable[[], None]) -> int:
+    def context_bytes(self, warm_up: Callable[[int], None]) -> int:
         """What the process holds on it besides what `open` makes room for: context, modules, the driver's own.
 
-        warm_up: loads and runs every kernel that the model needs, at its largest shape, in memory of the device that is
-        free again when it returns. A device that has nothing to measure does not call it.
+        warm_up: is given what the process holds so far; it loads and runs every kernel that the model needs, at its
+        largest shape, in memory of the device that is free again when it returns. A device that has nothing to measure
+        does not call it.
         """
 
     @abstractmethod

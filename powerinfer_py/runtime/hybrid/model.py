@@ -192,9 +192,11 @@ class HybridModel:
             return self.executor.forward(host_kernels, hidden, step)
 
     def close(self) -> None:
-        """Ends the thread of the CPU's side."""
+        """Ends the thread of the CPU's side, and gives up captured steps with what they hold of the device."""
         if self._cold_side is not None:
             self._cold_side.close()
+        if self._executor is not None:
+            self._executor.captured.clear()
 
     def _cold_stream(self) -> ColdStream | None:
         """None where no layer is split."""

@@ -81,10 +81,10 @@ class StandIn(Device):
         """Those it was made with; measured where it warms up as a GPU does."""
         return measure() if self._warms_up else self._prompt_rates
 
-    def context_bytes(self, warm_up: Callable[[], None]) -> int:
+    def context_bytes(self, warm_up: Callable[[int], None]) -> int:
         """What it claims a context to take; it runs `warm_up` where a test asked for that."""
         if self._warms_up:
-            warm_up()
+            warm_up(self._context_bytes)
         return self._context_bytes
 
     def open(self, n_bytes: int) -> None:

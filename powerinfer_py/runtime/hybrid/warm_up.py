@@ -2,7 +2,7 @@
 
 Kernels are compiled and loaded when they first run, and stay on the device as modules. So the model's last layer, some
 of its neurons, and the head run a whole prompt chunk and single tokens, on memory that is given back afterwards; what
-the process then still holds is what its context takes.
+the process then still holds is what its context takes. The budget holds meanwhile too: what does not fit is left out.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ from powerinfer_py.models.activity import Activity
 from powerinfer_py.models.architecture import Architecture
 from powerinfer_py.models.batch import ForwardBatch
 from powerinfer_py.models.transformer import Step
-from powerinfer_py.placement.budget import Ledger
-from powerinfer_py.placement.fixed_bytes import fixed_bytes
+from powerinfer_py.placement.fixed_bytes import FixedBytes
 from powerinfer_py.placement.placement import LayerPlacement, Placement
 from powerinfer_py.placement.sizes import ModelSizes
 from powerinfer_py.runtime.host_weights import FileWeights
 from powerinfer_py.runtime.hybrid.device import Device
-from powerinfer_py.runtime.hybrid.model import HybridModel, HybridPlan
+from powerinfer_py.runtime.hybrid.model import HybridModel, make_plan
 from powerinfer_py.runtime.kv_cache import KVCache
 
-# Enough for every kernel of hot neurons to run; more would only take memory.
-_HOT_NEURONS = 1024
+# A split as most are: enough neurons for the kernels of many, and neither they nor their programs and chunks are a
+# multiple of 16, for which Triton compiles kernels of their own. More would only take memory.
+_HOT_NEURONS = 2100
+# Kernels of prompts come in tiles of 16, 32 and 64 tokens.
+_SHORT_PROMPTS = (16, 32)
 
 
 def warm_up(
     device: Device,
+    held_bytes: int,
     sizes: ModelSizes,
     architecture: Architecture,
     sparsity: Sparsity,
@@ -42,11 +45,13 @@ def warm_up(
     host_kernels: Kernels,
     rope: RopeTable | None,
 ) -> None:
-    """Runs the last layer and the head over `options.batch_size` tokens, and over one for each sequence."""
+    """Runs the last layer and the head over a prompt chunk, and over a token for each sequence.
+
+    held_bytes: what the process holds on the device already. Raises BudgetError as `make_plan` does.
+    """
     config = sizes.config
-    n_tokens = max(options.batch_size, sizes.n_slots)
     layers = range(config.n_layer - 1, config.n_layer)
-    plan = HybridPlan(device, sizes, Ledger(1 << 60), fixed_bytes(sizes, n_tokens), _placement(sizes), n_tokens)
+    plan = make_plan(sizes, options, device, held_bytes, _placement)
     source = FileWeights(file, host_kernels, replace(options, repack=False))
     model = HybridModel(plan, architecture, config, sparsity, layers, source, source, host_kernels)
     cache = KVCache(
@@ -62,7 +67,9 @@ def warm_up(
     )
     model.connect(cache.layers, rope)
     try:
-        for n in sorted({1, sizes.n_slots, min(n_tokens, sizes.n_ctx)}, reverse=True):
+        n_tokens = min(model.n_tokens, sizes.n_ctx)
+        counts = {min(n, n_tokens) for n in (1, sizes.n_slots, *_SHORT_PROMPTS, n_tokens)}
+        for n in sorted(counts, reverse=True):
             _run(model, cache, host_kernels, rope, n)
     finally:
         model.close()
@@ -79,10 +86,17 @@ def _run(model: HybridModel, cache: KVCache, host_kernels: Kernels, rope: RopeTa
     model.forward(host_kernels, hidden, Step(batch, cache.layers, rope, Activity(1)))
 
 
-def _placement(sizes: ModelSizes) -> Placement:
-    """The last layer on the device with some of its neurons, and the head."""
-    config, multiple = sizes.config, sizes.layers[-1].neuron_multiple
-    n_hot = min(_HOT_NEURONS, config.n_ff // 2) // multiple * multiple or config.n_ff
+def _placement(sizes: ModelSizes, fixed: FixedBytes, left: int) -> Placement:
+    """The last layer on the device with some of its neurons, and the head, as far as they fit into `left` bytes."""
+    config, layer = sizes.config, sizes.layers[-1]
     none = np.zeros(0, np.int32)
-    elsewhere = tuple(LayerPlacement(False, none) for _ in range(config.n_layer - 1))
-    return Placement((*elsewhere, LayerPlacement(True, np.arange(n_hot, dtype=np.int32))), head_on_gpu=True)
+    n_hot = min(_HOT_NEURONS, config.n_ff // 2) // layer.neuron_multiple * layer.neuron_multiple or config.n_ff
+    while n_hot and layer.block_bytes + layer.hot_bytes(n_hot) > left:
+        n_hot = n_hot // 2 // layer.neuron_multiple * layer.neuron_multiple
+    block_on_gpu = layer.block_bytes <= left
+    if block_on_gpu:
+        left -= layer.block_bytes + layer.hot_bytes(n_hot)
+    hot = np.arange(n_hot, dtype=np.int32) if block_on_gpu else none
+    elsewhere = (LayerPlacement(False, none),) * (config.n_layer - 1)
+    head_on_gpu = sizes.head_bytes + fixed.head_extra <= left
+    return Placement((*elsewhere, LayerPlacement(block_on_gpu, hot)), head_on_gpu=head_on_gpu)

@@ -158,6 +158,7 @@ def test_a_budget_below_the_minimum_names_it(model: Path, capsys: pytest.Capture
         ["--vram-budget", "8GB"],
         ["--vram-budget", "nan"],
         ["--vram-budget", "-2"],
+        ["--vram-budget", "1e30"],
         ["--vram-budget", "0"],
         ["--vram-budget", "1", "--neurons", "0.5"],
         ["--neurons", "1.5"],

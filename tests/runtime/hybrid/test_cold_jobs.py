@@ -119,3 +119,15 @@ def test_a_job_keeps_what_it_needs_alive() -> None:
     call(host_functions()[2], job)
     expected = expected_kernels.feed_forward_part(block_of(expected_kernels), buffers.h, mask)
     assert same_bits(buffers.y, expected.y)
+
+
+def test_a_job_that_is_dropped_while_it_runs_goes_when_it_is_done() -> None:
+    """As where a step fails between submit and wait."""
+    kernels, worker, buffers = NativeKernels(1), make_worker(), Buffers(64)
+    buffers.fill(0)
+    job = make_job(worker, kernels, block_of(kernels, 20_000), buffers.h, None, buffers.y)
+    call(host_functions()[0], job)
+    assert buffers.y.isnan().any()
+    del job
+    assert buffers.y.isfinite().all()
+    assert not worker.take_error()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -259,6 +260,23 @@ def test_observers_see_the_neurons_of_the_file(models: dict[str, Path], sparsity
         assert torch.allclose(actual[0], expected[0], rtol=1e-3, atol=1e-3)
         for ours, theirs in zip(actual[1:], expected[1:], strict=True):
             assert (ours ^ theirs).sum() <= 0.002 * theirs.numel()
+
+
+@pytest.mark.parametrize("arrangement", list(Arrangement))
+def test_a_closed_model_gives_its_memory_back_with_the_last_reference(
+    models: dict[str, Path], arrangement: Arrangement
+) -> None:
+    """No cycle keeps it until the collector comes by, which a GPU's memory does not call."""
+    device = CountedStandIn(arrangement=arrangement)
+    llm = loaded(models["bamboo"], vram_budget=1.0, device=device, choose=choosing(0.5))
+    llm.generate([TOKENS[:5]], SamplingParams(max_tokens=3, temperature=0.0))
+    gc.disable()
+    try:
+        llm.close()
+        del llm
+        assert device.live_bytes == 0
+    finally:
+        gc.enable()
 
 
 def test_both_sides_are_counted(models: dict[str, Path]) -> None:

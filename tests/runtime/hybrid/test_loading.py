@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from powerinfer_py import LLM
 from powerinfer_py.config import RuntimeOptions, Sparsity
 from powerinfer_py.gguf import BLOCK_LAYOUTS, GGMLType, open_gguf
 from powerinfer_py.gguf.types import row_bytes
-from powerinfer_py.placement.placement import Placement
+from powerinfer_py.placement.budget import GIB, BudgetError
+from powerinfer_py.placement.placement import Placement, everything_on_cpu
 from powerinfer_py.runtime import engine as engine_module
 from powerinfer_py.runtime.engine import Engine
 from powerinfer_py.runtime.host_weights import FileWeights
@@ -179,6 +181,24 @@ def test_the_warm_up_leaves_nothing_behind(models: dict[str, Path]) -> None:
         with LLM(models[name], threads=1, vram_budget=1.0, context_length=64, device=device, choose=choose) as llm:
             assert np.isfinite(llm.logits(TOKENS[:3] if name != "silu" else [1, 2, 3])).all()
         assert seen == [0]
+
+
+@pytest.mark.parametrize("name", ["relu-llama.q4", "bamboo", "silu"])
+def test_the_warm_up_keeps_to_the_budget(models: dict[str, Path], name: str) -> None:
+    """From the least budget on, nothing that is allocated at any moment of loading is beyond it."""
+    options = {"threads": 1, "context_length": 64, "max_batch": 2}
+    with pytest.raises(BudgetError) as refused:
+        LLM(models[name], vram_budget=1e-6, device=CountedStandIn(), **options)
+    found = re.search(r"\((\d+) bytes\), and 0 uses", str(refused.value))
+    assert found is not None
+    least = int(found[1])
+    for budget in (least, least * 5 // 4, least * 2, least * 20):
+        device = CountedStandIn()
+        device._warms_up = True
+        choose = lambda sizes, _fixed, _left: everything_on_cpu(sizes.config.n_layer)  # noqa: E731
+        with LLM(models[name], vram_budget=budget / GIB, device=device, choose=choose, **options):
+            pass
+        assert 0 < device.peak_bytes <= budget
 
 
 def test_cold_rows_are_locked_where_that_is_asked(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
