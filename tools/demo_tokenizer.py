@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from demo_corpus import PARAGRAPH_END, Chapter
+from demo_corpus import PARAGRAPH_END, Chapter, CorpusError
 
 UNKNOWN, BOS, EOS = 0, 1, 2
 N_CONTROL_AND_BYTES = 3 + 256
@@ -47,10 +47,13 @@ def train_tokenizer(chapters: Sequence[Chapter], n_vocab: int, path: Path) -> No
 
 
 def load_tokenizer(path: Path) -> Any:
-    """A SentencePieceProcessor."""
+    """A SentencePieceProcessor. Raises CorpusError where the file is missing or none."""
     import sentencepiece
 
-    return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:
+        raise CorpusError(f"{path}: no tokenizer: {error}") from error
 
 
 def write_tokenizer_config(folder: Path, n_ctx: int) -> None:

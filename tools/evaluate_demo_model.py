@@ -18,6 +18,7 @@ from typing import Any
 from demo_checkpoint import read_checkpoint
 from demo_corpus import read_corpus
 from demo_evaluation import excerpts, judged_perplexity, longest_copied_run, sample
+from demo_model import DemoModel
 from demo_tokenizer import EOS, encode_chapters, load_tokenizer
 
 from powerinfer_py.errors import PowerInferError
@@ -51,11 +52,12 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(arguments.threads)
+    model = read_checkpoint(arguments.checkpoint) if arguments.model is None else None
     tokenizer = load_tokenizer(arguments.checkpoint / "tokenizer.model")
     corpus = read_corpus(arguments.text)
     training = encode_chapters(tokenizer, corpus.of("train"))
     held_out = encode_chapters(tokenizer, corpus.of("held_out"))
-    samples = _of_checkpoint(arguments, tokenizer) if arguments.model is None else _of_file(arguments, tokenizer)
+    samples = _of_file(arguments, tokenizer) if model is None else _of_checkpoint(model, arguments, tokenizer)
     texts = [tokenizer.decode(ids) for ids in samples]
     runs = [longest_copied_run(ids, training.tokens.tolist()) for ids in samples]
     if arguments.samples:
@@ -78,9 +80,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _of_checkpoint(arguments: argparse.Namespace, tokenizer: Any) -> list[list[int]]:
+def _of_checkpoint(model: DemoModel, arguments: argparse.Namespace, tokenizer: Any) -> list[list[int]]:
     """Tokens of each sample, prompt included, from the weights as they were trained."""
-    model = read_checkpoint(arguments.checkpoint)
     samples = []
     for seed, prompt in enumerate(PROMPTS[: arguments.count], start=1):
         ids = tokenizer.encode(prompt)
