@@ -74,8 +74,8 @@ def read(case: Any, path: Path) -> dict[str, Any]:
         outcome = {"error": type(error).__name__, "message": str(error), "place": place_of(error, path)}
         outcome["documented"] = "PowerInferError" in names
     outcome["seconds"] = processor_s() - started
-    # Pages of files are the page cache's. A forked child maps those of libraries anew: up to 74 MB of torch's code where an
-    # error is unwound through it for the first time.
+    # Pages of files are the page cache's. A forked child maps those of libraries anew: 74 MB of torch's code where
+    # an error is unwound through it for the first time.
     of_files = max(0, status_bytes("RssFile") - of_files)
     outcome["bytes"] = max(0, status_bytes("VmHWM") - before - of_files)
     return outcome
