@@ -53,6 +53,7 @@ def test_logit_bias(text: str, expected: tuple[int, float]) -> None:
         (number(above=0), "0", "larger than 0"),
         (vram_budget, "-2", "must be -1"),
         (vram_budget, "8GB", "expected a number"),
+        (vram_budget, "1e30", "must be at most"),
     ],
 )
 def test_refused_values(read: Callable[[str], Any], text: str, message: str) -> None:
