@@ -45,6 +45,39 @@ class Kernels(ABC):
         that is faster to multiply; `Matrix.packed` says whether they were. Otherwise nothing is copied.
         """
 
+    def fill_rows(
+        self,
+        ggml_type: GGMLType,  # noqa: ARG002  these kernels hold every type as the file does
+        cols: int,  # noqa: ARG002
+        data: npt.NDArray[np.uint8],
+        ids: npt.NDArray[np.int64] | None,
+        place: npt.NDArray[np.uint8],
+    ) -> float:
+        """Writes rows `ids` (None: all) of `data` (rows, row_bytes) into `place`, host memory of as many bytes, as
+        these kernels hold them; what `filled_matrix` has to know of the values.
+
+        ggml_type: one of those that a device holds.
+        """
+        target = place.reshape(len(data) if ids is None else ids.size, data.shape[1])
+        if ids is None:
+            target[...] = data
+        else:
+            np.take(data, ids, axis=0, out=target, mode="clip")
+        return 1.0
+
+    def filled_matrix(
+        self,
+        name: str,
+        ggml_type: GGMLType,
+        rows: int,
+        cols: int,
+        place: Tensor,
+        known: float,  # noqa: ARG002
+    ) -> Matrix:
+        """The matrix whose bytes `fill_rows` wrote, in `place` (uint8, where the kernels compute); they may still be on
+        their way there. known: what `fill_rows` returned."""
+        return self.matrix(name, ggml_type, rows, cols, place.numpy())
+
     @abstractmethod
     def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`y[t, r] = dot(row r, x[t]) + bias[r]`: x (T, cols) -> (T, rows)."""

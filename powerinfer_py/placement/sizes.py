@@ -12,12 +12,12 @@ from powerinfer_py.config import CacheType, ModelConfig, Sparsity
 from powerinfer_py.errors import ModelError
 from powerinfer_py.gguf import GGUFFile, TensorInfo, keys
 from powerinfer_py.gguf.types import BLOCK_LAYOUTS, GGMLType, row_bytes
-from powerinfer_py.placement.device_bytes import FLOAT32_BYTES, aligned, device_type, matrix_bytes
+from powerinfer_py.placement.device_bytes import ALIGNMENT, FLOAT32_BYTES, aligned, device_type, matrix_bytes
 
 # Tokens that the head is computed for at a time: 16 rows of logits of a 128k vocabulary are 8 MiB.
 HEAD_TOKENS = 16
 # Of cold neurons streamed to the device in one piece: long enough that the calls around it do not count, and twice that
-# is little of any budget.
+# is little of any budget. A power of two, to which torch rounds page-locked memory.
 BAND_BYTES = 16 << 20
 # Up to so many tokens products go row by row, and attention is split over positions.
 DECODE_TOKENS = 4
@@ -184,19 +184,27 @@ def staging_bytes(sizes: ModelSizes, n_tokens: int) -> int:
 
 
 def band_neurons(sizes: ModelSizes) -> int:
-    """Neurons that a prompt streams to the device at a time, in whole groups: at most `BAND_BYTES` of them, and an
-    eighth of a layer, but one group at least."""
+    """Neurons that a prompt streams to the device at a time, in whole groups: as many as fit into `BAND_BYTES`, at most
+    an eighth of a layer, but one group at least."""
     widest = max(layer.neuron_bytes for layer in sizes.layers)
     multiple = max(layer.neuron_multiple for layer in sizes.layers)
-    wanted = min(BAND_BYTES // widest, sizes.config.n_ff // 8)
+    # Each array is rounded up once.
+    room = (
+        BAND_BYTES - _band_vector_bytes(sizes) - max(len(layer.neuron_row_bytes) for layer in sizes.layers) * ALIGNMENT
+    )
+    wanted = min(room // widest, sizes.config.n_ff // 8)
     return min(sizes.config.n_ff, max(1, wanted // multiple) * multiple)
 
 
 def band_bytes(sizes: ModelSizes) -> int:
     """Bytes of one band, with the vectors that its block is made with."""
     n = band_neurons(sizes)
-    vectors = 3 * aligned(sizes.config.n_embd * FLOAT32_BYTES)
-    return vectors + max(layer.hot_bytes(n) for layer in sizes.layers)
+    return _band_vector_bytes(sizes) + max(layer.hot_bytes(n) for layer in sizes.layers)
+
+
+def _band_vector_bytes(sizes: ModelSizes) -> int:
+    """A norm's weight and bias, and the bias of the down projection."""
+    return 3 * aligned(sizes.config.n_embd * FLOAT32_BYTES)
 
 
 def _by_layer(file: GGUFFile, n_layer: int) -> list[dict[str, TensorInfo]]:

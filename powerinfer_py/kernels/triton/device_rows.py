@@ -40,6 +40,7 @@ _VALUE_DTYPES = {
 _LARGEST_QUANT = {"q8_0": 128, "q4_0": 8}
 # Rows are copied in bands of about this many bytes, so that loading takes no second copy of a matrix.
 _BAND_BYTES = 1 << 24
+_CACHED_BYTES = 1 << 19
 # Where the largest weight goes when weights are made float16 for tl.dot: its products with the largest activation
 # (below 2^15) and sums of 2^16 of them stay far below the largest float32.
 _LARGEST_HALF = 2.0**14
@@ -96,9 +97,57 @@ def upload(
             raw = data.reshape(rows, n_row)[chosen]
         else:
             numbers = np.arange(begin, end) if ids is None else ids[begin:end]
-            raw = _as_halves(dequantize_rows(data, ggml_type, rows, cols, numbers), ggml_type)
+            raw = as_halves(dequantize_rows(data, ggml_type, rows, cols, numbers), ggml_type)
         largest = max(largest, _copy_band(storage, np.array(raw), values, scales, begin, end))
     return DeviceRows(storage, n, cols, values, scales, _half_scale(storage, largest))
+
+
+def fill(
+    ggml_type: GGMLType,
+    cols: int,
+    data: npt.NDArray[np.uint8],
+    ids: npt.NDArray[np.int64] | None,
+    place: npt.NDArray[np.uint8],
+) -> float:
+    """Rows `ids` (None: all) of `data` (rows, row_bytes) as `upload` would lay them out, into `place` on the host.
+
+    Returns `half_scale`. On one core of an AVX-512 server 3.8 GB/s of Q4_0 and 6.6 GB/s of F16; quants copied byte by
+    byte took eight times as long.
+    """
+    storage = STORAGES[ggml_type]
+    n = len(data) if ids is None else ids.size
+    n_row = data.shape[1]
+    largest = 0.0
+    if storage not in _LARGEST_QUANT:
+        target = place.reshape(n, n_row)
+        if ids is None:
+            target[...] = data
+        else:
+            np.take(data, ids, axis=0, out=target, mode="clip")
+        if storage == "bf16":
+            largest = _largest_finite(torch.from_numpy(target).view(torch.bfloat16).float().numpy())
+        return _half_scale(storage, largest)
+    n_quants = n_row // (cols // 32) - 2
+    # One copied element is all quants of a block.
+    block = np.dtype([("d", "<f2"), ("quants", f"V{n_quants}")])
+    n_values = n * (cols // 32) * n_quants
+    quants = place[:n_values].view(block["quants"]).reshape(n, cols // 32)
+    scales = place[n_values:].view("<f2").reshape(n, cols // 32)
+    # What was gathered is read again while it lies in the cache.
+    step = max(1, _CACHED_BYTES // n_row)
+    for begin in range(0, n, step):
+        part = slice(begin, min(begin + step, n))
+        raw = np.ascontiguousarray(data[part if ids is None else ids[part]]).view(block)
+        quants[part], scales[part] = raw["quants"], raw["d"]
+        largest = max(largest, _largest_finite(raw["d"].astype(np.float32)))
+    return _half_scale(storage, _LARGEST_QUANT[storage] * largest)
+
+
+def placed(ggml_type: GGMLType, rows: int, cols: int, place: Tensor, half_scale: float) -> DeviceRows:
+    """The rows that `fill` wrote, whose bytes lie in `place`, or will when they are used. place: uint8."""
+    storage = STORAGES[ggml_type]
+    values, scales = empty_arrays(storage, rows, cols, lambda shape, _dtype: place[: shape[0]])
+    return DeviceRows(storage, rows, cols, values, scales, half_scale)
 
 
 def empty_arrays(storage: str, n: int, cols: int, allocate: Allocate) -> tuple[Tensor, Tensor | None]:
@@ -120,7 +169,8 @@ def _bands(n: int, n_row: int) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + step, n)
 
 
-def _as_halves(values: npt.NDArray[np.float32], ggml_type: GGMLType) -> npt.NDArray[np.uint8]:
+def as_halves(values: npt.NDArray[np.float32], ggml_type: GGMLType) -> npt.NDArray[np.uint8]:
+    """Bytes of float16, the last dimension twice as long. Raises UnsupportedError for a weight too large for it."""
     with np.errstate(over="ignore", invalid="ignore"):
         halves = values.astype("<f2")
     if (np.isinf(halves) & np.isfinite(values)).any():

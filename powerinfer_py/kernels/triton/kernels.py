@@ -33,7 +33,7 @@ from powerinfer_py.kernels.matrix import Matrix, RopeTable
 from powerinfer_py.kernels.triton import launch, lists
 from powerinfer_py.kernels.triton.attention_rows import MAX_TOKENS, attend_rows
 from powerinfer_py.kernels.triton.attention_tiles import attend_tiles
-from powerinfer_py.kernels.triton.device_rows import Allocate, DeviceRows, upload
+from powerinfer_py.kernels.triton.device_rows import Allocate, DeviceRows, fill, placed, upload
 from powerinfer_py.kernels.triton.down_rows import down_rows, n_chunks
 from powerinfer_py.kernels.triton.feed_forward import feed_forward
 from powerinfer_py.kernels.triton.halves import Halves
@@ -90,6 +90,23 @@ class TritonKernels(Kernels):
         """Rows `ids` of a tensor of `rows` rows, in that order, as a matrix of len(ids) rows; its `data` is empty."""
         handle = upload(ggml_type, rows, cols, data, self._allocate_weights, ids)
         return Matrix(name, ggml_type, len(ids), cols, _NO_DATA, handle)
+
+    def fill_rows(
+        self,
+        ggml_type: GGMLType,
+        cols: int,
+        data: npt.NDArray[np.uint8],
+        ids: npt.NDArray[np.int64] | None,
+        place: npt.NDArray[np.uint8],
+    ) -> float:
+        """As in the interface: quants and scales apart. Returns `DeviceRows.half_scale`."""
+        return fill(ggml_type, cols, data, ids, place)
+
+    def filled_matrix(
+        self, name: str, ggml_type: GGMLType, rows: int, cols: int, place: Tensor, known: float
+    ) -> Matrix:
+        """As in the interface; its `data` is empty."""
+        return Matrix(name, ggml_type, rows, cols, _NO_DATA, placed(ggml_type, rows, cols, place, known))
 
     def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return self._linear(matrix, x, bias=bias)

@@ -1,17 +1,27 @@
 """Cold neurons computed on the device after all: for prompts, where reading their rows once pays for many tokens.
 
-Bands of a layer's cold rows are copied from the file's map into two buffers in turn, and each is computed as a part of
-the FFN and added to the sum. While one band is computed the next is copied beside it. Whether that is faster than
+Bands of a layer's cold rows take turns in two places (`bands.Band`), each of which is page-locked memory on the host
+and as much on the device. A band is written on the host as the device holds it, uploaded beside what the device
+computes, and computed as a part of the FFN and added to the sum. So three things go on at once: the host writes band
+b + 1, the copy engine uploads it as soon as it is written, the device computes band b. Whether that is faster than
 computing on the CPU is `prompt_is_streamed`'s to say, from rates.
 
-Order: a band is copied into its buffer only after the band before last, which used it, has been computed; and it is
-computed only after it has been copied.
+Order, for bands b and b + 2 of one place, which is all that could be mistaken for each other:
+
+    host:      wait for U(b)   write b + 2   enqueue upload     ..
+    side:      wait for C(b)   upload b + 2, mark U(b + 2)
+    main:      wait for U(b + 2)   compute b + 2, mark C(b + 2)
+
+- The host writes b + 2 over b only when the upload of b has read it: it waits for U(b).
+- The upload writes b + 2 over b on the device only when b has been computed: the side stream waits for C(b).
+- Band b + 2 is computed only when it is there: the main stream waits for U(b + 2).
+Marks stay with their places from one layer, and one forward, to the next; so the first bands of a layer wait for the
+last of the layer before. No wait is circular: each is for a mark of an earlier band, or for the upload just enqueued.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -22,13 +32,16 @@ from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.models.architecture import Architecture
 from powerinfer_py.models.weights import Assembly
 from powerinfer_py.runtime.host_weights import FileWeights
-from powerinfer_py.runtime.hybrid.device import Device, PromptRates
+from powerinfer_py.runtime.hybrid.bands import Band, BandSource
+from powerinfer_py.runtime.hybrid.device import Device, Mark, PromptRates
 from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory, Workspace
 from powerinfer_py.runtime.hybrid.neuron_order import NeuronOrder
-from powerinfer_py.runtime.hybrid.part_source import DeviceSource
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# So many that what is done once for all of them, and the first upload, which waits for the first writing, do not count.
+_TIMED_BANDS = 4
 
 
 def prompt_is_streamed(rates: PromptRates, n_tokens: int, n_weights: int, n_bytes: int) -> bool:
@@ -44,7 +57,7 @@ def prompt_is_streamed(rates: PromptRates, n_tokens: int, n_weights: int, n_byte
 
 @dataclass(frozen=True, eq=False)
 class ColdStream:
-    """Streams cold neurons of the layers that `file` holds, through `buffers`, `band` neurons at a time.
+    """Streams cold neurons of the layers that `file` holds, through `places`, `band` neurons at a time.
 
     least_tokens: of a prompt chunk; fewer are single tokens of sequences, which the CPU computes.
     """
@@ -56,18 +69,20 @@ class ColdStream:
     device: Device
     kernels: Kernels
     memory: DeviceMemory
-    buffers: tuple[Workspace, Workspace]
+    places: tuple[Band, Band]
     workspace: Workspace
     band: int
     rates: PromptRates
     neuron_bytes: int
     least_tokens: int
 
+    def has_rows(self, index: int) -> bool:
+        """Whether layer `index` can be streamed: a down projection that has to be transposed would be so every time."""
+        return self.sparsity is Sparsity.DENSE or self.file.has(keys.block_tensor(index, "ffn_down_t.weight"))
+
     def wanted(self, index: int, order: NeuronOrder, n_tokens: int) -> bool:
         """Whether the cold neurons of layer `index` are streamed for a chunk of `n_tokens`."""
-        has_rows = self.sparsity is Sparsity.DENSE or self.file.has(keys.block_tensor(index, "ffn_down_t.weight"))
-        if n_tokens < self.least_tokens or not has_rows:
-            # A down projection that has to be transposed would be so anew for every band.
+        if n_tokens < self.least_tokens or not self.has_rows(index):
             return False
         rows = 3 if self.architecture.gated else 2
         n_weights = order.cold.size * rows * self.config.n_embd
@@ -81,25 +96,21 @@ class ColdStream:
         h: (T, n_embd), the FFN's input. mask: (T, n_ff; bool) of all neurons in the order of places, None for all.
         """
         n_hot, n_cold = order.hot.size, order.cold.size
-        begins = range(0, n_cold, self.band)
-        block = self._beside(lambda: self._load(index, order, 0, begins[0]))
-        for number, begin in enumerate(begins):
-            end = min(begin + self.band, n_cold)
-            before = self.device.mark()
+        for number, begin in enumerate(range(0, n_cold, self.band)):
+            place, end = self.places[number % 2], min(begin + self.band, n_cold)
+            block = self._bring(place, index, order, begin)
+            self.device.wait_for(_mark_of(place))
             part = None if mask is None else mask[:, n_hot + begin : n_hot + end]
             with self.workspace.scope():
                 y.add_(self.kernels.feed_forward_part(block, h, part, counts=counts).y)
-            if end < n_cold:
-                following = number + 1
-                with self.device.beside(before):
-                    block = self._load(index, order, following, begins[following])
-                self.device.rejoin()
+            place.computed = self.device.mark()
 
-    def timed_band(self, index: int, order: NeuronOrder, h: Tensor, mask: Tensor | None) -> tuple[float, float]:
-        """Seconds to bring the first band here, and to compute it for h (T, n_embd) and mask (T, band), of the host.
-
-        Both once more after a first time, which loads kernels.
+    def timed_bands(self, index: int, order: NeuronOrder, h: Tensor, mask: Tensor | None) -> tuple[float, float]:
+        """Seconds to bring a band here, one after the other, and to compute it for h (T, n_embd) and mask (T, band),
+        both of the host. All of it once more after a first time, which loads kernels.
         """
+        n_whole = max(1, order.cold.size // self.band)
+        begins = [number % n_whole * self.band for number in range(_TIMED_BANDS)]
         with self.memory.into(self.workspace), self.workspace.scope():
             h_there = self._placed(h)
             mask_there = None if mask is None else self._placed(mask)
@@ -107,30 +118,37 @@ class ColdStream:
                 with self.workspace.scope():
                     self.device.synchronise()
                     started = perf_counter()
-                    block = self._beside(lambda: self._load(index, order, 0, 0))
+                    for number, begin in enumerate(begins):
+                        self._bring(self.places[number % 2], index, order, begin)
+                    block = self._bring(self.places[0], index, order, 0)
+                    self.device.wait_for(_mark_of(self.places[0]))
                     self.device.synchronise()
-                    loaded = perf_counter()
+                    brought = perf_counter()
                     self.kernels.feed_forward_part(block, h_there, mask_there)
                     self.device.synchronise()
                     computed = perf_counter()
-        return loaded - started, computed - loaded
+        return (brought - started) / (len(begins) + 1), computed - brought
 
     def _placed(self, values: Tensor) -> Tensor:
         return self.memory.allocate(tuple(values.shape), values.dtype).copy_(values)
 
-    def _beside(self, load: Callable[[], FeedForwardBlock]) -> FeedForwardBlock:
-        with self.device.beside():
-            block = load()
-        self.device.rejoin()
+    def _bring(self, place: Band, index: int, order: NeuronOrder, begin: int) -> FeedForwardBlock:
+        """Writes the band that begins with cold neuron `begin` and enqueues its upload; the block that it will be."""
+        if place.uploaded is not None:
+            place.uploaded.wait()
+        ids = order.cold[begin : begin + self.band]
+        source = BandSource(self.file, self.kernels, place, ids)
+        assembly = Assembly(self.architecture, self.config, source, self.sparsity)
+        block = source.prepare_feed_forward(assembly.feed_forward(index))
+        if begin + ids.size == order.cold.size:
+            source.release()
+        with self.device.beside(place.computed):
+            place.send(self.device)
+            place.uploaded = self.device.mark()
         return block
 
-    def _load(self, index: int, order: NeuronOrder, number: int, begin: int) -> FeedForwardBlock:
-        """A band as a block, in the buffer whose turn it is; the bias of the whole sum is not its own."""
-        buffer = self.buffers[number % 2]
-        buffer.reset()
-        chosen = NeuronOrder(order.cold[begin : begin + self.band], order.hot)
-        source = DeviceSource(self.file, self.kernels, self.memory, buffer, chosen)
-        with self.memory.into(buffer):
-            block = Assembly(self.architecture, self.config, source, self.sparsity).feed_forward(index)
-            block = replace(block, weights=replace(block.weights, down_bias=None))
-            return source.prepare_feed_forward(block)
+
+def _mark_of(place: Band) -> Mark:
+    if place.uploaded is None:
+        raise ValueError("nothing has been uploaded here")
+    return place.uploaded

@@ -121,8 +121,8 @@ class CudaDevice(Device):
 
         return TritonKernels(self._device, allocate, allocate)
 
-    def host_buffer(self, n_bytes: int) -> Tensor:
-        """uint8 (n_bytes), page-locked."""
+    def _new_host_buffer(self, n_bytes: int) -> Tensor:
+        """uint8 (n_bytes), page-locked. torch takes the next power of two of it from the driver."""
         import torch
 
         return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
@@ -138,6 +138,12 @@ class CudaDevice(Device):
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return _EventMark(event)
+
+    def wait_for(self, mark: Mark) -> None:
+        """The current stream waits for the event."""
+        import torch
+
+        torch.cuda.current_stream(self._device).wait_event(_event_of(mark))
 
     @contextmanager
     def enqueuing(self) -> Iterator[None]:
@@ -168,10 +174,10 @@ class CudaDevice(Device):
         """Inside, the second stream is the current one; it waits for the mark, or what the first was given so far."""
         import torch
 
-        if isinstance(after, _EventMark):
-            self._side.wait_event(after.event)
-        else:
+        if after is None:
             self._side.wait_stream(torch.cuda.current_stream(self._device))
+        else:
+            self._side.wait_event(_event_of(after))
         with torch.cuda.stream(self._side):
             yield
 
@@ -213,9 +219,13 @@ class _EventMark:
 
     def seconds_since(self, earlier: Mark) -> float:
         """Time on the device between the two events."""
-        if not isinstance(earlier, _EventMark):
-            raise TypeError("the mark is another device's")
-        return float(earlier.event.elapsed_time(self.event)) / 1e3
+        return float(_event_of(earlier).elapsed_time(self.event)) / 1e3
+
+
+def _event_of(mark: Mark) -> torch.cuda.Event:
+    if not isinstance(mark, _EventMark):
+        raise TypeError("the mark is another device's")
+    return mark.event
 
 
 def _give_up_unused() -> None:

@@ -5,6 +5,7 @@ Work is enqueued and done in order; what the host may read is known after `Mark.
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -56,12 +57,14 @@ class Mark(Protocol):
 class Device(ABC):
     """One device. Its kernels take tensors that lie on it.
 
-    arrangement: how its decode steps are run. busy_cores: of the CPU, which its driver keeps busy.
+    arrangement: how its decode steps are run. busy_cores: of the CPU, which its driver keeps busy. host_bytes: of the
+    host's memory, in buffers that are alive.
     """
 
     name: str
     arrangement: Arrangement
     busy_cores = 0
+    host_bytes = 0
 
     @abstractmethod
     def memory(self) -> DeviceMemory:
@@ -96,9 +99,19 @@ class Device(ABC):
     def make_kernels(self, allocate: AllocateTensor) -> Kernels:
         """The device's kernels, whose matrices and results are in memory that `allocate` gives."""
 
-    @abstractmethod
     def host_buffer(self, n_bytes: int) -> Tensor:
         """uint8 (n_bytes) on the host, page-locked where copies need that to be asynchronous."""
+        buffer = self._new_host_buffer(n_bytes)
+        self.host_bytes += n_bytes
+        weakref.finalize(buffer.untyped_storage(), self._host_buffer_gone, n_bytes)
+        return buffer
+
+    @abstractmethod
+    def _new_host_buffer(self, n_bytes: int) -> Tensor:
+        """What `host_buffer` gives."""
+
+    def _host_buffer_gone(self, n_bytes: int) -> None:
+        self.host_bytes -= n_bytes
 
     @abstractmethod
     def enqueuing(self) -> AbstractContextManager[object]:
@@ -111,7 +124,11 @@ class Device(ABC):
 
     @abstractmethod
     def mark(self) -> Mark:
-        """A mark behind everything enqueued so far."""
+        """A mark behind everything enqueued so far; inside `beside`, behind everything enqueued there."""
+
+    @abstractmethod
+    def wait_for(self, mark: Mark) -> None:
+        """What is enqueued from now on is done only after the mark has been reached. The host does not wait."""
 
     @abstractmethod
     def launch(self, function: int, data: int) -> None:

@@ -22,12 +22,13 @@ from powerinfer_py.placement.index_choice import ChosenPlacement, IndexChooser
 from powerinfer_py.placement.placement import Placement
 from powerinfer_py.placement.sizes import ModelSizes, band_bytes, band_neurons
 from powerinfer_py.runtime.host_weights import FileWeights
+from powerinfer_py.runtime.hybrid.bands import Band
 from powerinfer_py.runtime.hybrid.buffers import Buffers
 from powerinfer_py.runtime.hybrid.captured import CapturedColdSide
 from powerinfer_py.runtime.hybrid.cold_side import Exchange, ThreadedColdSide
 from powerinfer_py.runtime.hybrid.cold_stream import ColdStream
 from powerinfer_py.runtime.hybrid.device import Arrangement, Device, PromptRates
-from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory, Region, Workspace, take_tensor
+from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory, Region, take_tensor
 from powerinfer_py.runtime.hybrid.device_step import DeviceStep
 from powerinfer_py.runtime.hybrid.executor import HybridExecutor
 from powerinfer_py.runtime.hybrid.layers import DeviceLayer, HostLayer, HybridWeights, Loader
@@ -132,13 +133,14 @@ class HybridModel:
         self._buffers = Buffers(plan.device, self._reserved.activations, n_tokens, config.n_embd, n_layer)
         self._exchange: Exchange | None = None
         self._cold_side: ThreadedColdSide | None = None
-        self._bands: tuple[Workspace, Workspace] | None = None
+        self._bands: tuple[Band, Band] | None = None
         if any(is_split(layer) for layer in self.weights.layers):
             staging = self._reserved.staging
             self._exchange = Exchange(plan.device, staging, n_tokens, config.n_embd, config.n_ff)
             self._cold_side = ThreadedColdSide(plan.device, self._exchange)
             n_bytes = band_bytes(plan.sizes)
-            self._bands = (Workspace(staging.take(n_bytes)), Workspace(staging.take(n_bytes)))
+            first, second = (Band.of(plan.device, staging.take(n_bytes)) for _ in range(2))
+            self._bands = first, second
         self._executor: HybridExecutor | None = None
 
     def connect(self, caches: Sequence[LayerCache], table: RopeTable | None) -> None:
@@ -199,11 +201,8 @@ class HybridModel:
             self._executor.captured.clear()
 
     def _cold_stream(self) -> ColdStream | None:
-        """None where no layer is split."""
-        split = next(
-            ((i, layer) for i, layer in zip(self.layers, self.weights.layers, strict=True) if is_split(layer)), None
-        )
-        if self._bands is None or split is None:
+        """None where no layer is split, or none of those can be streamed."""
+        if self._bands is None:
             return None
         sizes, device = self.plan.sizes, self.plan.device
         stream = ColdStream(
@@ -214,13 +213,17 @@ class HybridModel:
             device=device,
             kernels=self._kernels,
             memory=self._memory,
-            buffers=self._bands,
+            places=self._bands,
             workspace=self._buffers.workspace,
             band=band_neurons(sizes),
             rates=PromptRates(0.0, 1.0, 0.0),
             neuron_bytes=max(layer.neuron_bytes for layer in sizes.layers),
             least_tokens=sizes.n_slots + 1,
         )
+        numbered = zip(self.layers, self.weights.layers, strict=True)
+        split = next(((i, layer) for i, layer in numbered if is_split(layer) and stream.has_rows(i)), None)
+        if split is None:
+            return None
         index, layer = split
         kernels, n_tokens = self._host_kernels, self.n_tokens
         with device.enqueuing():

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 Bytes = npt.NDArray[np.uint8]
 
 # Tensors of a layer with a row, or an element, a neuron.
-_NEURON_ROWS = ("ffn_gate.weight", "ffn_up.weight", "ffn_down_t.weight")
-_NEURON_VALUES = ("ffn_gate.bias", "ffn_up.bias")
+NEURON_ROWS = ("ffn_gate.weight", "ffn_up.weight", "ffn_down_t.weight")
+NEURON_VALUES = ("ffn_gate.bias", "ffn_up.bias")
 _PREDICTOR = ("fc1.weight", "fc2.weight")
 _DOWN_BIASES = ("ffn_down.bias", "ffn_down_t.bias")
 
@@ -48,7 +48,7 @@ class LayerRegions:
         short = short_name(name)
         if short in _PREDICTOR:
             return self._predictor
-        is_neurons = short in _NEURON_ROWS or short in _NEURON_VALUES or short == "ffn_down.weight"
+        is_neurons = short in NEURON_ROWS or short in NEURON_VALUES or short == "ffn_down.weight"
         return self._hot if is_neurons else self._dense
 
 
@@ -85,7 +85,7 @@ class DeviceSource:
         ggml_type, data = self._file.stored(name, rows, cols)
         if self._order is not None:
             short = short_name(name)
-            if short in _NEURON_ROWS:
+            if short in NEURON_ROWS:
                 data, rows = chosen_rows(data, self._order.hot, rows), self._order.hot.size
             elif short == "fc2.weight" and not self._order.is_file_order:
                 data = chosen_rows(data, self._order.placed, rows)
@@ -112,7 +112,7 @@ class DeviceSource:
         import torch
 
         values = self._file.vector(name, n)
-        if self._order is not None and short_name(name) in _NEURON_VALUES:
+        if self._order is not None and short_name(name) in NEURON_VALUES:
             values = values[torch.from_numpy(self._order.hot)]
         placed = take_tensor(self._region(name), tuple(values.shape), torch.float32)
         return placed.copy_(values)
@@ -182,7 +182,7 @@ class ColdSource:
         import torch
 
         values = self._file.vector(name, n)
-        return values[torch.from_numpy(self._order.cold)] if short_name(name) in _NEURON_VALUES else values
+        return values[torch.from_numpy(self._order.cold)] if short_name(name) in NEURON_VALUES else values
 
     def prepare_attention(self, block: AttentionBlock) -> AttentionBlock:
         """Never asked: attention is where the block is."""

@@ -39,6 +39,6 @@ def measure_prompt_rates(
     cpu_s = perf_counter() - started
     n_band = min(stream.band, n_cold)
     part = None if mask is None else mask[:, :n_band].contiguous()
-    stream_s, device_s = stream.timed_band(index, layer.order, h, part)
+    stream_s, device_s = stream.timed_bands(index, layer.order, h, part)
     products = n * rows * stream.config.n_embd
     return PromptRates(n_band * stream.neuron_bytes / stream_s, products * n_cold / cpu_s, products * n_band / device_s)

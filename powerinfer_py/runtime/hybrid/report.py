@@ -24,6 +24,7 @@ def plan_dict(plan: HybridPlan) -> dict[str, Any]:
         "index_origin": None if chosen is None else chosen.origin,
         "index_path": None if chosen is None or chosen.path is None else str(chosen.path),
         "prompt_chunk": plan.fixed.n_tokens,
+        "host_buffer_bytes": plan.device.host_bytes,
     }
 
 
@@ -44,6 +45,7 @@ def plan_lines(plan: HybridPlan) -> list[str]:
     )
     if report["expected_s"]:
         lines.append(f"expected (an estimate, not a measurement): {1 / report['expected_s']:.1f} tokens/s")
+    lines.append(f"host memory locked for copies to and from the GPU: {_mib(plan.device.host_bytes).strip()}")
     if plan.fixed.n_tokens < plan.batch_size:
         lines.append(
             f"prompts run {plan.fixed.n_tokens} tokens at a time instead of {plan.batch_size}: longer chunks would "

@@ -94,7 +94,7 @@ class StandIn(Device):
         """uint8 (n_bytes)."""
         if self._give is not None:
             return self._give(n_bytes)
-        return self.host_buffer(n_bytes)
+        return self._new_host_buffer(n_bytes)
 
     def make_kernels(self, allocate: AllocateTensor) -> Kernels:
         """The kernels that were asked for."""
@@ -116,7 +116,7 @@ class StandIn(Device):
         _keep_weights_in(allocate, kernels)
         return kernels
 
-    def host_buffer(self, n_bytes: int) -> Tensor:
+    def _new_host_buffer(self, n_bytes: int) -> Tensor:
         """uint8 (n_bytes)."""
         import torch
 
@@ -133,6 +133,9 @@ class StandIn(Device):
     def mark(self) -> Mark:
         """A mark that has been reached: nothing is ever outstanding."""
         return _Reached()
+
+    def wait_for(self, mark: Mark) -> None:
+        """Nothing is outstanding."""
 
     def launch(self, function: int, data: int) -> None:
         """Calls the function at once, without the GIL."""
@@ -186,4 +189,9 @@ def _keep_weights_in(allocate: AllocateTensor, kernels: Kernels) -> None:
         place.copy_(torch.from_numpy(np.array(data)))
         return make(name, held, rows, cols, place.numpy())
 
+    def filled_matrix(name: str, ggml_type: GGMLType, rows: int, cols: int, place: Tensor, known: float) -> Matrix:
+        del known
+        return make(name, ggml_type, rows, cols, place.numpy())
+
     kernels.matrix = matrix  # type: ignore[method-assign]  # one object's own, whatever its class
+    kernels.filled_matrix = filled_matrix  # type: ignore[method-assign]

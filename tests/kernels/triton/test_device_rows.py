@@ -10,7 +10,7 @@ from torch import Tensor
 
 from powerinfer_py.errors import UnsupportedError
 from powerinfer_py.gguf.types import GGMLType, row_bytes
-from powerinfer_py.kernels.triton.device_rows import DeviceRows, upload
+from powerinfer_py.kernels.triton.device_rows import DeviceRows, fill, placed, upload
 
 SIZES: list[int] = []
 
@@ -45,6 +45,28 @@ def test_bytes_are_the_files(ggml_type: GGMLType, ids: list[int] | None) -> None
     assert (file_bytes(rows) == want).all()
     assert [rows.rows * n_row] == SIZES
     assert rows.scales is None or rows.scales.data_ptr() % 16 == 0
+
+
+@pytest.mark.parametrize("ggml_type", [GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.Q8_0, GGMLType.Q4_0])
+@pytest.mark.parametrize("ids", [None, [0, 3, 6], []], ids=["all", "some", "none"])
+def test_rows_filled_in_on_the_host_are_those_uploaded(
+    ggml_type: GGMLType, ids: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("powerinfer_py.kernels.triton.device_rows._CACHED_BYTES", 100)
+    stored = random_rows(ggml_type, 7, 96)
+    chosen = None if ids is None else np.array(ids, np.int64)
+    uploaded = upload(ggml_type, 7, 96, stored.data, allocate, chosen)
+    place = torch.full((uploaded.rows * row_bytes(ggml_type, 96),), 255, dtype=torch.uint8)
+    half_scale = fill(ggml_type, 96, stored.data.reshape(7, -1), chosen, place.numpy())
+    rows = placed(ggml_type, uploaded.rows, 96, place, half_scale)
+    assert rows.values.data_ptr() == place.data_ptr()
+    assert (file_bytes(rows) == file_bytes(uploaded)).all()
+    assert (rows.storage, rows.rows, rows.cols, rows.half_scale) == (
+        uploaded.storage,
+        uploaded.rows,
+        uploaded.cols,
+        uploaded.half_scale,
+    )
 
 
 def test_several_bands(monkeypatch: pytest.MonkeyPatch) -> None:
