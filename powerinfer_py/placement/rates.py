@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 import platform
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -35,7 +36,9 @@ ASSUMED_LAYER_S = 20e-6
 ASSUMED_CONTEXT_BYTES = 400 << 20
 
 CACHE_NAME = "rates.json"
-_PROBE_BYTES = 256 << 20
+# `Rates.source` where nothing was assumed but the time of launches.
+MEASURED = "measured"
+_CPU_PROBE_BYTES = 256 << 20
 _PROBE_S = 0.5
 _MAX_CACHE_BYTES = 1 << 20
 
@@ -69,34 +72,46 @@ def assumed_rates() -> Rates:
     return Rates(ASSUMED_GPU_BYTES_PER_S, ASSUMED_CPU_BYTES_PER_S, ASSUMED_SYNCHRONISE_S, ASSUMED_LAYER_S, "assumed")
 
 
-def machine_rates(n_threads: int) -> Rates:
-    """The rates of this machine with `n_threads` CPU threads: from the user's cache folder, else measured and put
-    there. Without a GPU its figures are those of the assumed one, and `source` says so.
+@dataclass(frozen=True)
+class GpuProbe:
+    """How a GPU is measured. name: of the GPU. measure: (bytes a second that it moves, seconds to change sides), or
+    None where it was given too little of its memory for that.
     """
-    key = f"{platform.machine()} {_cpu_name()} {n_threads} threads, {_gpu_name() or 'no GPU'}"
+
+    name: str
+    measure: Callable[[], tuple[float, float] | None]
+
+
+def machine_rates(n_threads: int, gpu: GpuProbe | None = None) -> Rates:
+    """The rates of this machine with `n_threads` CPU threads: from the user's cache folder, else measured and put
+    there. gpu: None where there is none, or none that can be used; its figures are then those of the assumed one, as
+    where it could not be measured, and `source` says so.
+    """
+    key = f"{platform.machine()} {_cpu_name()} {n_threads} threads, {'no GPU' if gpu is None else gpu.name}"
     path = env.cache_folder() / CACHE_NAME
     cached = _read_cache(path)
     if (rates := _rates_of(cached.get(key))) is not None:
         return rates
-    rates = measure(n_threads)
-    with suppress(PowerInferError):  # a cache that cannot be written costs a probe each time, and nothing else
-        make_folder(path.parent)
-        write_bytes(path, json.dumps({**cached, key: rates.to_dict()}, indent=1).encode())
+    rates = measure(n_threads, gpu)
+    if gpu is None or rates.source == MEASURED:
+        with suppress(PowerInferError):  # a cache that cannot be written costs a probe each time, and nothing else
+            make_folder(path.parent)
+            write_bytes(path, json.dumps({**cached, key: rates.to_dict()}, indent=1).encode())
     return rates
 
 
-def measure(n_threads: int) -> Rates:
+def measure(n_threads: int, gpu: GpuProbe | None) -> Rates:
     """Probes the machine, in at most two seconds."""
     cpu = cpu_bandwidth(n_threads)
-    if _gpu_name() is None:
-        return Rates(
-            ASSUMED_GPU_BYTES_PER_S, cpu, ASSUMED_SYNCHRONISE_S, ASSUMED_LAYER_S, "CPU measured; GPU assumed: none here"
-        )
-    gpu, synchronise_s = _gpu_probe()
-    return Rates(gpu, cpu, synchronise_s, ASSUMED_LAYER_S, "measured")
+    found = None if gpu is None else gpu.measure()
+    if found is None:
+        reason = "none here" if gpu is None else "the budget leaves too little to measure it with"
+        source = f"CPU measured; GPU assumed: {reason}"
+        return Rates(ASSUMED_GPU_BYTES_PER_S, cpu, ASSUMED_SYNCHRONISE_S, ASSUMED_LAYER_S, source)
+    return Rates(found[0], cpu, found[1], ASSUMED_LAYER_S, MEASURED)
 
 
-def cpu_bandwidth(n_threads: int, n_bytes: int = _PROBE_BYTES, seconds: float = _PROBE_S) -> float:
+def cpu_bandwidth(n_threads: int, n_bytes: int = _CPU_PROBE_BYTES, seconds: float = _PROBE_S) -> float:
     """Bytes a second that so many threads read from memory: the best of several passes over `n_bytes`."""
     data = np.ones(n_bytes // 8, np.int64)
     parts: list[npt.NDArray[np.int64]] = np.array_split(data, n_threads)
@@ -109,36 +124,6 @@ def cpu_bandwidth(n_threads: int, n_bytes: int = _PROBE_BYTES, seconds: float = 
                 raise AssertionError("the probe read something else than it wrote")
             best = min(best, perf_counter() - begun)
     return data.nbytes / best
-
-
-def _gpu_probe() -> tuple[float, float]:
-    """(bytes a second, seconds for a small copy down and up that is waited for) of the current CUDA device."""
-    import torch
-
-    data = torch.ones(_PROBE_BYTES // 4, dtype=torch.float32, device="cuda")
-    small = torch.zeros(16384, dtype=torch.uint8, device="cuda")
-    pinned = torch.zeros(16384, dtype=torch.uint8, pin_memory=True)
-    reading, changing = math.inf, math.inf
-    for _ in range(20):
-        torch.cuda.synchronize()
-        begun = perf_counter()
-        data.sum()
-        torch.cuda.synchronize()
-        reading = min(reading, perf_counter() - begun)
-        begun = perf_counter()
-        pinned.copy_(small, non_blocking=True)
-        small.copy_(pinned, non_blocking=True)
-        torch.cuda.synchronize()
-        changing = min(changing, perf_counter() - begun)
-    del data
-    torch.cuda.empty_cache()
-    return _PROBE_BYTES / reading, changing
-
-
-def _gpu_name() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _cpu_name() -> str:

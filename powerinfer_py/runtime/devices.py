@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from powerinfer_py import env
 from powerinfer_py.config import RuntimeOptions
 from powerinfer_py.errors import DeviceError
+from powerinfer_py.placement.budget import SAFETY_MARGIN_BYTES
+from powerinfer_py.placement.problem import Rates
+from powerinfer_py.placement.rates import machine_rates
 from powerinfer_py.runtime.hybrid.device import Arrangement, Device
 
 
@@ -34,6 +39,20 @@ def find_device(options: RuntimeOptions) -> tuple[Device | None, list[str]]:
         if given:
             notices.append(f"--{name}-gpu-index: {reason}, so it changes nothing")
     return None, notices
+
+
+def rates_of_this_machine(n_threads: int) -> Rates:
+    """Of its first GPU, with as much of what is free there as is needed, and of its CPU with so many threads; what
+    stands in the way of measuring a GPU that is there becomes the source of figures that are assumed."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return machine_rates(n_threads)
+    try:
+        device = _cuda_device(0)
+        return device.rates(n_threads, device.memory().free_bytes - SAFETY_MARGIN_BYTES)
+    except DeviceError as error:
+        return replace(machine_rates(n_threads), source=f"CPU measured; GPU assumed: {error}")
 
 
 def _cuda_device(index: int) -> Device:

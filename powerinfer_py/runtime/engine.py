@@ -26,6 +26,7 @@ from powerinfer_py.models.registry import architecture_named
 from powerinfer_py.models.rope import rope_table
 from powerinfer_py.models.transformer import Step, Transformer
 from powerinfer_py.models.weights import Assembly
+from powerinfer_py.placement.budget import budget_in_bytes
 from powerinfer_py.placement.index_choice import IndexChooser, IndexOptions
 from powerinfer_py.placement.sizes import model_sizes
 from powerinfer_py.runtime.devices import find_device
@@ -205,7 +206,8 @@ class Engine:
             return make_plan(sizes, options, device, context_bytes, choose)
         given = None if options.gpu_index is None else Path(options.gpu_index)
         index = IndexOptions(given, options.reset_gpu_index, options.disable_gpu_index)
-        rates = device.rates(options.threads or default_threads())
+        free_bytes = budget_in_bytes(options.vram_budget or 0.0, device.memory) - context_bytes
+        rates = device.rates(options.threads or default_threads(), free_bytes)
         chooser = IndexChooser(file, self.sparsity, rates, index, context_bytes)
         plan = make_plan(sizes, options, device, context_bytes, chooser)
         if plan.chosen is not None:

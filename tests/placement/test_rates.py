@@ -25,7 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def probes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
 
-    def measure(n_threads: int) -> Rates:
+    def measure(n_threads: int, _gpu: rates.GpuProbe | None) -> Rates:
         calls.append(n_threads)
         return MEASURED
 
@@ -72,12 +72,23 @@ def test_the_probe_reads_memory_at_a_plausible_speed() -> None:
 
 
 def test_without_a_gpu_its_figures_are_assumed_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "_gpu_name", lambda: None)
     monkeypatch.setattr(rates, "cpu_bandwidth", lambda _threads: 1.5e10)
-    measured = rates.measure(1)
+    measured = rates.measure(1, None)
     assert measured.cpu_bytes_per_s == 1.5e10
     assert measured.gpu_bytes_per_s == rates.ASSUMED_GPU_BYTES_PER_S
-    assert "assumed" in measured.source
+    assert "assumed: none here" in measured.source
+
+
+def test_a_gpu_is_measured_once_and_what_was_assumed_of_it_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "cpu_bandwidth", lambda _threads: 1.5e10)
+    answers: list[tuple[float, float] | None] = [None, (9e11, 8e-6)]
+    gpu = rates.GpuProbe("a GPU", lambda: answers.pop(0))
+    assert "assumed: the budget leaves too little" in rates.machine_rates(2, gpu).source
+    measured = rates.machine_rates(2, gpu)
+    assert (measured.gpu_bytes_per_s, measured.synchronise_s, measured.source) == (9e11, 8e-6, "measured")
+    assert rates.machine_rates(2, gpu) == measured
+    assert not answers
+    assert rates.machine_rates(2).gpu_bytes_per_s == rates.ASSUMED_GPU_BYTES_PER_S
 
 
 def test_given_figures_replace_measured_ones() -> None:

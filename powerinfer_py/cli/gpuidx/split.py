@@ -22,6 +22,7 @@ from powerinfer_py.placement.problem import Problem, Rates, captured_share
 from powerinfer_py.placement.sizes import ModelSizes, model_sizes
 from powerinfer_py.placement.solver import Solution, solve, solve_by_frequency, solve_evenly
 from powerinfer_py.placement.statistics.frequencies import Frequencies
+from powerinfer_py.runtime.devices import rates_of_this_machine
 from powerinfer_py.runtime.engine import DEFAULT_CONTEXT
 from powerinfer_py.runtime.modes import resolve_sparsity
 from powerinfer_py.runtime.threads import default_threads
@@ -156,7 +157,7 @@ def _solver(
 def _rates(arguments: argparse.Namespace) -> Rates:
     given = (arguments.gpu_bandwidth, arguments.cpu_bandwidth, arguments.sync_time, arguments.layer_time)
     # What is given in full needs no probe.
-    base = machine.machine_rates(arguments.threads or default_threads()) if None in given else machine.assumed_rates()
+    base = rates_of_this_machine(arguments.threads or default_threads()) if None in given else machine.assumed_rates()
     gpu, cpu, sync, layer = given
     return machine.given_rates(base, gpu_gb_per_s=gpu, cpu_gb_per_s=cpu, synchronise_us=sync, layer_us=layer)
 

@@ -19,10 +19,11 @@ from powerinfer_py.errors import DeviceError
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.placement.budget import DeviceMemory
 from powerinfer_py.placement.problem import Rates
-from powerinfer_py.placement.rates import machine_rates
+from powerinfer_py.placement.rates import GpuProbe, machine_rates
 from powerinfer_py.runtime.hybrid.cuda_driver import CudaDriver, Monitor
 from powerinfer_py.runtime.hybrid.device import Arrangement, Device, Mark, PromptRates
 from powerinfer_py.runtime.hybrid.device_memory import AllocateTensor
+from powerinfer_py.runtime.hybrid.device_rates import probe_device
 
 if TYPE_CHECKING:
     import torch
@@ -65,12 +66,9 @@ class CudaDevice(Device):
         """As the driver reported it when this was made; what the process held there by then counts as free."""
         return self._memory
 
-    def rates(self, n_threads: int) -> Rates:
+    def rates(self, n_threads: int, free_bytes: int) -> Rates:
         """Measured on this machine, once."""
-        import torch
-
-        with torch.cuda.device(self._device):
-            return machine_rates(n_threads)
+        return machine_rates(n_threads, GpuProbe(self.name, lambda: probe_device(self, free_bytes)))
 
     def prompt_rates(self, measure: Callable[[], PromptRates]) -> PromptRates:
         """Measured."""
@@ -81,8 +79,7 @@ class CudaDevice(Device):
         if self._context_bytes is None:
             warm_up(self._held_bytes())
             self.synchronise()
-            self._arena = None
-            _give_up_unused()
+            self.release()
             self._context_bytes = self._held_bytes()
         return self._context_bytes
 
@@ -106,6 +103,12 @@ class CudaDevice(Device):
                 f"{n_bytes} bytes of GPU memory could not be had, {self._monitor.usage().free_bytes} are free: another "
                 "program has taken some"
             ) from None
+
+    def release(self) -> None:
+        """Gives the arena back to the driver: what torch keeps of it would be held beside the next one."""
+        self._arena = None
+        self._used = 0
+        _give_up_unused()
 
     def allocate(self, n_bytes: int) -> Tensor:
         """The next bytes of the arena."""

@@ -71,8 +71,11 @@ class Device(ABC):
         """Its memory as the driver reports it, before this process uses any."""
 
     @abstractmethod
-    def rates(self, n_threads: int) -> Rates:
-        """What it and the CPU with `n_threads` threads do, for the solver."""
+    def rates(self, n_threads: int, free_bytes: int) -> Rates:
+        """What it and the CPU with `n_threads` threads do, for the solver.
+
+        free_bytes: what may be held on it meanwhile, besides the context; all of it is free again on return.
+        """
 
     @abstractmethod
     def prompt_rates(self, measure: Callable[[], PromptRates]) -> PromptRates:
@@ -90,6 +93,10 @@ class Device(ABC):
     @abstractmethod
     def open(self, n_bytes: int) -> None:
         """Makes room for `n_bytes` in all, of which `allocate` then gives parts; what it gave before is void."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Gives up what `open` made room for. Nothing of it may be in use any more."""
 
     @abstractmethod
     def allocate(self, n_bytes: int) -> Tensor:

@@ -73,7 +73,7 @@ class StandIn(Device):
         """What it claims to have, all of it free."""
         return self._memory
 
-    def rates(self, n_threads: int) -> Rates:  # noqa: ARG002  the same for every machine
+    def rates(self, n_threads: int, free_bytes: int) -> Rates:  # noqa: ARG002  the same for every machine
         """Those of a GPU and a CPU that were not measured: a stand-in is solved for as for the GPU it stands for."""
         return assumed_rates()
 
@@ -89,6 +89,9 @@ class StandIn(Device):
 
     def open(self, n_bytes: int) -> None:
         """Nothing: each part is allocated on its own, so that a debugger or a test sees where it ends."""
+
+    def release(self) -> None:
+        """Nothing: each part goes with its last reference."""
 
     def allocate(self, n_bytes: int) -> Tensor:
         """uint8 (n_bytes)."""
