@@ -31,9 +31,9 @@ def layer_problem(
 
 
 def random_problem(
-    rng: np.random.Generator, *, n_layer: int = 3, n_ff: int = 5, mode: Sparsity | None = None
+    rng: np.random.Generator, *, n_layer: int = 3, n_ff: int = 5, mode: Sparsity | None = None, split: bool = False
 ) -> Problem:
-    """Small, of any mode, with a budget anywhere between nothing and everything."""
+    """Small, of any mode, with a budget anywhere between nothing and everything. split: which is not for nothing."""
     layers = tuple(
         layer_problem(
             rng.random(n_ff) ** 3,
@@ -58,6 +58,7 @@ def random_problem(
         ),
         budget_bytes=int(rng.uniform(0, 1.1) * everything),
         head_bytes=head,
+        split_bytes=int(rng.integers(1, 8000)) if split else 0,
     )
 
 
@@ -89,6 +90,8 @@ def seconds_of(problem: Problem, placement: Placement) -> float:
 def bytes_of(problem: Problem, placement: Placement) -> int:
     """Bytes of a placement, every array rounded up to 256."""
     total = problem.head_bytes + problem.head_extra_bytes if placement.head_on_gpu else 0
+    if any(placed.block_on_gpu and placed.hot.size < problem.layers[0].fired.size for placed in placement.layers):
+        total += problem.split_bytes
     for layer, placed in zip(problem.layers, placement.layers, strict=True):
         if placed.block_on_gpu:
             sizes = layer.sizes

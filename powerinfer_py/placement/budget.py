@@ -75,12 +75,16 @@ def budget_in_bytes(gib: float, memory: Callable[[], DeviceMemory], minimum_byte
     return n_bytes
 
 
-def require_minimum(n_bytes: int, minimum_bytes: int) -> None:
-    """Raises BudgetError, naming the minimum, where a budget of `n_bytes` lies below it."""
+def require_minimum(n_bytes: int, minimum_bytes: int, growth_bytes: int = 0) -> None:
+    """Raises BudgetError, naming the minimum, where a budget of `n_bytes` lies below it.
+
+    growth_bytes: what is not measured yet and may come to the minimum; it is in the figure that is named.
+    """
     if n_bytes < minimum_bytes:
+        unknown = f", kernels that are not loaded yet counted with {gib_text(growth_bytes)}" if growth_bytes else ""
         raise BudgetError(
             f"a VRAM budget of {gib_text(n_bytes)} ({n_bytes} bytes) is too small for this model with this context; "
-            f"the minimum is {minimum_text(minimum_bytes)}, and 0 uses no GPU"
+            f"the minimum is {minimum_text(minimum_bytes + growth_bytes)}, and 0 uses no GPU{unknown}"
         )
 
 

@@ -38,9 +38,16 @@ class Choice:
         return cls(problem, tables, [True] * n_layer, [table.n_neurons for table in tables], True)
 
     @property
+    def is_split(self) -> bool:
+        """Whether a layer has its block on the GPU and not all of its neurons."""
+        layers = zip(self.blocks, self.counts, self.tables, strict=True)
+        return any(block and count < table.n_neurons for block, count, table in layers)
+
+    @property
     def n_bytes(self) -> int:
         """Bytes of the budget that are taken."""
         total = self.problem.head_budget_bytes if self.head else 0
+        total += self.problem.split_budget_bytes if self.is_split else 0
         for layer, (block, count) in enumerate(zip(self.blocks, self.counts, strict=True)):
             if block:
                 total += self.problem.block_bytes(layer) + self.problem.layers[layer].sizes.hot_bytes(count)
@@ -74,6 +81,9 @@ class Choice:
     def shrink(self) -> None:
         """Takes neurons, then blocks, away until the limits are kept: what costs least a byte first."""
         over = self.n_bytes - self.problem.budget_bytes
+        if over > 0 and not self.is_split:
+            # The first neuron that is taken away makes it so.
+            over += self.problem.split_budget_bytes
         too_many = -self.neurons_left
         queue = [self._step_back(layer) for layer, count in enumerate(self.counts) if count]
         heapq.heapify(queue)
@@ -96,7 +106,25 @@ class Choice:
         A step is taken even where it makes the expected time longer, which it does where the GPU is the slower side:
         the budget was given to be used.
         """
-        self.fill_blocks()
+        while True:
+            self.fill_blocks()
+            self._fill_neurons()
+            if not self._complete():
+                return
+
+    def _complete(self) -> bool:
+        """Puts all other neurons of the blocks there on the GPU where that fits because no layer is split any more;
+        whether that was so, and leaves room for more."""
+        on_gpu = [i for i, block in enumerate(self.blocks) if block]
+        whole = Choice(self.problem, self.tables, self.blocks, list(self.counts), self.head)
+        for layer in on_gpu:
+            whole.counts[layer] = self.tables[layer].n_neurons
+        if not self.is_split or not whole.fits:
+            return False
+        self.counts = whole.counts
+        return True
+
+    def _fill_neurons(self) -> None:
         left = self.problem.budget_bytes - self.n_bytes
         growing = (i for i, table in enumerate(self.tables) if self.blocks[i] and self.counts[i] < table.n_neurons)
         queue = [self._step(layer) for layer in growing]
@@ -116,7 +144,10 @@ class Choice:
         """Puts the head and blocks on the GPU while one fits, the one that saves most first."""
         while True:
             left = self.problem.budget_bytes - self.n_bytes
-            fitting = [i for i, block in enumerate(self.blocks) if not block and self.problem.block_bytes(i) <= left]
+            # A block comes without neurons.
+            splitting = 0 if self.is_split else self.problem.split_budget_bytes
+            room = left - splitting
+            fitting = [i for i, block in enumerate(self.blocks) if not block and self.problem.block_bytes(i) <= room]
             if not self.head and self.problem.head_budget_bytes <= left:
                 fitting.append(len(self.blocks))
             if not fitting:

@@ -1,4 +1,5 @@
-"""What a budget is spent on before anything is placed: intermediate tensors of a prompt chunk, staging, tables.
+"""What a budget is spent on besides weights and caches: intermediate tensors of a prompt chunk, tables, and staging
+where a layer is split.
 
 It decides how many prompt tokens one forward takes, and nothing else. Invariant: the chunk is halved before anything
 fails, and what is returned leaves room for the smallest thing that can be placed.
@@ -20,8 +21,8 @@ COUNTS = 4
 
 @dataclass(frozen=True)
 class FixedBytes:
-    """Bytes that do not depend on the placement, for prompt chunks of `n_tokens`. head_extra: what more the
-    activations take where the head is on the device.
+    """Bytes for prompt chunks of `n_tokens`. staging: where a layer is split. head_extra: what more the activations
+    take where the head is on the device.
     """
 
     n_tokens: int
@@ -32,8 +33,8 @@ class FixedBytes:
 
     @property
     def total(self) -> int:
-        """All but the head's."""
-        return self.activations + self.staging + self.tables
+        """What does not depend on the placement."""
+        return self.activations + self.tables
 
 
 def fixed_bytes(sizes: ModelSizes, n_tokens: int) -> FixedBytes:
@@ -49,23 +50,29 @@ def minimum_bytes(sizes: ModelSizes, wanted: int, context_bytes: int) -> int:
     return context_bytes + fixed.total + _smallest_unit(sizes, fixed)
 
 
-def choose_chunk(sizes: ModelSizes, wanted: int, budget_bytes: int, context_bytes: int) -> FixedBytes:
+def choose_chunk(
+    sizes: ModelSizes, wanted: int, budget_bytes: int, context_bytes: int, growth_bytes: int = 0
+) -> FixedBytes:
     """The longest prompt chunk up to `wanted` tokens that leaves room for the model.
 
-    It holds a token of every sequence at least. Raises BudgetError, naming the minimum, where even that leaves no room
-    for the smallest of what can be placed: a block, or the head.
+    It holds a token of every sequence at least. growth_bytes: by how much the context may turn out larger than it is
+    now; not asked for, but part of the minimum that an error names. Raises BudgetError, naming the minimum, where even
+    that leaves no room for the smallest of what can be placed: a block, or the head.
     """
-    require_minimum(budget_bytes, minimum_bytes(sizes, wanted, context_bytes))
+    require_minimum(budget_bytes, minimum_bytes(sizes, wanted, context_bytes), growth_bytes)
     least = min(wanted, sizes.n_slots)
     left = budget_bytes - context_bytes
     chunk = wanted
     while chunk > least:
         fixed = fixed_bytes(sizes, chunk)
-        if fixed.total <= ACTIVATION_SHARE * left and fixed.total + _smallest_unit(sizes, fixed) <= left:
+        is_little = fixed.total + fixed.staging <= ACTIVATION_SHARE * left
+        if is_little and fixed.total + _smallest_unit(sizes, fixed) <= left:
             return fixed
         chunk = max(least, chunk // 2)
     return fixed_bytes(sizes, least)
 
 
 def _smallest_unit(sizes: ModelSizes, fixed: FixedBytes) -> int:
-    return min([sizes.head_bytes + fixed.head_extra, *(layer.block_bytes for layer in sizes.layers)])
+    """The head, or a block, whose neurons are on the other side."""
+    blocks = (layer.block_bytes + fixed.staging for layer in sizes.layers)
+    return min(sizes.head_bytes + fixed.head_extra, *blocks)

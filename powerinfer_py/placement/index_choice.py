@@ -133,6 +133,7 @@ def make_problem(
         budget_bytes=budget_left,
         head_bytes=sizes.head_bytes,
         head_extra_bytes=fixed.head_extra,
+        split_bytes=fixed.staging,
         n_slots=sizes.n_slots,
     )
 
@@ -264,10 +265,12 @@ class _Wanted:
 def smallest_unit(problem: Problem, placement: Placement) -> int | None:
     """Bytes of the smallest thing that is not on the GPU yet: a neuron, a block, the head; None where all is there."""
     units = [] if placement.head_on_gpu else [problem.head_budget_bytes]
+    # A block comes without neurons.
+    splitting = 0 if placement.is_split(problem.layers[0].fired.size) else problem.split_budget_bytes
     for number, (layer, placed) in enumerate(zip(problem.layers, placement.layers, strict=True)):
         sizes, n_hot = layer.sizes, placed.hot.size
         if not placed.block_on_gpu:
-            units.append(problem.block_bytes(number))
+            units.append(problem.block_bytes(number) + splitting)
         elif n_hot < layer.fired.size:
             units.append(sizes.hot_bytes(n_hot + sizes.neuron_multiple) - sizes.hot_bytes(n_hot))
     return min(units, default=None)

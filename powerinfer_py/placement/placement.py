@@ -35,6 +35,10 @@ class Placement:
     layers: tuple[LayerPlacement, ...]
     head_on_gpu: bool
 
+    def is_split(self, n_ff: int) -> bool:
+        """Whether a layer of `n_ff` neurons has its block on the GPU and not all of its neurons."""
+        return any(layer.block_on_gpu and layer.hot.size < n_ff for layer in self.layers)
+
     @property
     def n_hot(self) -> int:
         """Neurons on the GPU over all layers."""

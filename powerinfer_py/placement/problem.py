@@ -79,7 +79,8 @@ class Problem:
 
     head_bytes: weights of the head; head_extra_bytes: what else the device holds with it, read by nobody. n_slots:
     sequences that the KV cache has room for, of which a token reads one. blocks_given: every block is on the GPU and
-    takes nothing of the budget, nor does the head. neuron_limit: most neurons on the GPU.
+    takes nothing of the budget, nor does the head. split_bytes: what the device holds besides where a layer's block is
+    there and not all of its neurons. neuron_limit: most neurons on the GPU.
     """
 
     layers: tuple[LayerProblem, ...]
@@ -90,6 +91,7 @@ class Problem:
     head_extra_bytes: int = 0
     n_slots: int = 1
     blocks_given: bool = False
+    split_bytes: int = 0
     neuron_limit: int | None = None
 
     @cached_property
@@ -115,6 +117,11 @@ class Problem:
     def head_budget_bytes(self) -> int:
         """Bytes of the budget that the head takes."""
         return 0 if self.blocks_given else self.head_bytes + self.head_extra_bytes
+
+    @property
+    def split_budget_bytes(self) -> int:
+        """Bytes of the budget that it takes to have any layer split."""
+        return 0 if self.blocks_given else self.split_bytes
 
     def gpu_seconds(self, layer: int, hot_work: Floats, all_hot: npt.NDArray[np.bool_]) -> Floats:
         """Time of a layer whose block is on the GPU, for each amount of hot work (bytes)."""
@@ -156,6 +163,8 @@ def expected_seconds(problem: Problem, placement: Placement) -> float:
 def placement_bytes(problem: Problem, placement: Placement) -> int:
     """Bytes of the budget that a placement takes."""
     n_bytes = problem.head_budget_bytes if placement.head_on_gpu else 0
+    if placement.is_split(problem.layers[0].fired.size):
+        n_bytes += problem.split_budget_bytes
     for layer, placed in enumerate(placement.layers):
         if placed.block_on_gpu:
             n_bytes += problem.block_bytes(layer) + problem.layers[layer].sizes.hot_bytes(placed.hot.size)

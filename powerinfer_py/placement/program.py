@@ -108,6 +108,11 @@ class Program:
             near.append(np.array(sorted(wanted), np.int64))
         return near
 
+    def whole_options(self) -> list[Integers]:
+        """Those of every layer with which it is not split."""
+        options = ((option, table.n_neurons) for option, table in zip(self.options, self.tables, strict=True))
+        return [np.flatnonzero((option.counts == ON_CPU) | (option.counts == n)) for option, n in options]
+
     def blocks_of(self, x: Floats) -> float:
         """Blocks on the GPU in a solution over all options."""
         counts = np.concatenate([option.counts for option in self.options])
@@ -153,42 +158,74 @@ class Program:
         gap: float = 0.0,
         limit_s: float = RELAXATION_LIMIT_S,
         blocks: tuple[int, int] | None = None,
+        split: bool = True,
     ) -> Found:
-        """HiGHS over these options. blocks: fewest and most blocks on the GPU."""
-        from scipy.optimize import Bounds, LinearConstraint, milp
+        """The least time over these options.
 
+        blocks: fewest and most blocks on the GPU. split: whether layers may be.
+        """
+        cost, n_sides = self._seconds(columns)
+        rows = self._rows(columns, n_sides, blocks, split)
+        result = self._solve(columns, cost / self._unit_s, rows, integral, gap, limit_s)
+        if result.status == 2:
+            return Found(None, np.inf)
+        bound = result.mip_dual_bound if integral else result.fun
+        constant = self.problem.head_seconds(on_gpu=False)
+        return Found(result.x, -np.inf if bound is None else float(bound) * self._unit_s + constant)
+
+    def most_bytes(self, columns: Sequence[Integers], within_s: float, *, split: bool, limit_s: float) -> Floats | None:
+        """The choice of these options that uses most bytes of those that take a token at most so long."""
+        cost, n_sides = self._seconds(columns)
+        rows = self._rows(columns, n_sides, None, split)
+        allowed = (within_s - self.problem.head_seconds(on_gpu=False)) / self._unit_s
+        rows.add(-np.inf, allowed, (np.arange(cost.size), cost / self._unit_s))
+        n_bytes = np.zeros(cost.size)
+        of_options = [option.n_bytes[at] for option, at in zip(self.options, columns, strict=True)]
+        n_options = sum(part.size for part in of_options)
+        n_bytes[:n_options] = np.concatenate(of_options)
+        n_bytes[n_options] = self.problem.head_budget_bytes
+        result = self._solve(columns, -n_bytes / max(self.problem.budget_bytes, 1), rows, True, 0.0, limit_s)
+        x: Floats | None = result.x
+        return x
+
+    def _seconds(self, columns: Sequence[Integers]) -> tuple[Floats, int]:
+        """(seconds of each column, for how many places there is a column of changing sides)."""
         problem = self.problem
         seconds = np.concatenate([option.seconds[at] for option, at in zip(self.options, columns, strict=True)])
         n_sides = 0 if problem.blocks_given else len(columns) + 2
         head_s = problem.head_seconds(on_gpu=True) - problem.head_seconds(on_gpu=False)
-        cost = np.concatenate([seconds, [head_s], np.full(n_sides, problem.rates.synchronise_s)])
+        return np.concatenate([seconds, [head_s], np.full(n_sides, problem.rates.synchronise_s)]), n_sides
+
+    def _solve(
+        self, columns: Sequence[Integers], cost: Floats, rows: _Rows, integral: bool, gap: float, limit_s: float
+    ) -> Any:
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
+        n_options = sum(at.size for at in columns)
         lower = np.zeros(cost.size)
-        lower[seconds.size] = float(problem.blocks_given)
-        rows = self._rows(columns, n_sides, blocks)
-        result: Any = milp(
-            cost / self._unit_s,
-            integrality=np.concatenate([np.full(seconds.size + 1, int(integral)), np.zeros(n_sides)]),
+        lower[n_options] = float(self.problem.blocks_given)
+        integrality = np.zeros(cost.size)
+        integrality[: n_options + 1] = int(integral)
+        return milp(
+            cost,
+            integrality=integrality,
             bounds=Bounds(lower, np.ones(cost.size)),
             constraints=LinearConstraint(rows.matrix(cost.size), np.array(rows.low), np.array(rows.high)),
             options={"mip_rel_gap": gap, "time_limit": limit_s},
         )
-        if result.status == 2:
-            return Found(None, np.inf)
-        bound = result.mip_dual_bound if integral else result.fun
-        constant = problem.head_seconds(on_gpu=False)
-        return Found(result.x, -np.inf if bound is None else float(bound) * self._unit_s + constant)
 
-    def _rows(self, columns: Sequence[Integers], n_sides: int, blocks: tuple[int, int] | None) -> _Rows:
+    def _rows(self, columns: Sequence[Integers], n_sides: int, blocks: tuple[int, int] | None, split: bool) -> _Rows:
         problem, rows = self.problem, _Rows()
+        budget_bytes = max(0, problem.budget_bytes - (problem.split_budget_bytes if split else 0))
         counts = np.concatenate([option.counts[at] for option, at in zip(self.options, columns, strict=True)])
         n_bytes = np.concatenate([option.n_bytes[at] for option, at in zip(self.options, columns, strict=True)])
         every, head = np.arange(counts.size), counts.size
         parts = np.split(every, np.cumsum([at.size for at in columns])[:-1])
         for part in parts:
             rows.add(1.0, 1.0, (part, 1.0))
-        budget = max(problem.budget_bytes, 1)
+        budget = max(budget_bytes, 1)
         head_bytes = problem.head_budget_bytes / budget
-        rows.add(0.0, problem.budget_bytes / budget, (every, n_bytes / budget), (head, head_bytes))
+        rows.add(0.0, budget_bytes / budget, (every, n_bytes / budget), (head, head_bytes))
         if problem.neuron_limit is not None:
             n = problem.n_neurons
             rows.add(0.0, problem.neuron_limit / n, (every, np.maximum(counts, 0) / n))

@@ -21,6 +21,10 @@ from powerinfer_py.placement.problem import Floats, Integers, Problem, expected_
 from powerinfer_py.placement.program import Program
 
 TIME_LIMIT_S = 2.5
+# Two options a layer.
+UNSPLIT_LIMIT_S = 0.3
+# Where the binary problem is small enough to be solved whole, in some 10 ms.
+TIES_LIMIT_S = 0.25
 # The solver stops here; what is promised is 0.1 %.
 RELATIVE_GAP = 2e-4
 PROMISED_GAP = 1e-3
@@ -51,21 +55,52 @@ def solve(problem: Problem) -> Solution:
     program = Program(problem, tables)
     bound, relaxed = _relaxation(program)
     every = program.every_option()
-    best = _fastest([choice for x in relaxed for choice in program.choices(every, x)])
+    choices = [choice for x in relaxed for choice in program.choices(every, x)]
+    whole_bound = np.inf
+    if problem.split_budget_bytes:
+        whole_bound, whole_choices = _unsplit(program)
+        choices += whole_choices
+    best = _fastest(choices)
     left_s = TIME_LIMIT_S - (perf_counter() - started)
-    if _gap(best, bound) > RELATIVE_GAP and (left_s > 0 or _gap(best, bound) > PROMISED_GAP):
+    gap = _gap(best, min(bound, whole_bound))
+    if gap > RELATIVE_GAP and (left_s > 0 or gap > PROMISED_GAP):
         columns = every if program.is_small else program.near_support(relaxed)
         found = program.run(columns, integral=True, gap=RELATIVE_GAP, limit_s=max(left_s, 0.5))
         if program.is_small:
             bound = max(bound, found.bound_s)
         if found.x is not None:
             best = _fastest([best, *program.choices(columns, found.x)])
+    if program.is_small and best.n_bytes < problem.budget_bytes:
+        best = _fastest([best, *_ties(program, best.total_seconds)])
+    bound = min(bound, whole_bound)
     return _solution(best, bound, _gap(best, bound), started)
+
+
+def _unsplit(program: Program) -> tuple[float, list[Choice]]:
+    """(bound, choices) where no layer is split, whose budget is larger: nothing has to arrive from the other side."""
+    columns = program.whole_options()
+    found = program.run(columns, integral=True, gap=RELATIVE_GAP, limit_s=UNSPLIT_LIMIT_S, split=False)
+    return found.bound_s, [] if found.x is None else program.choices(columns, found.x)
 
 
 def _fastest(choices: list[Choice]) -> Choice:
     """The fastest; of equal ones the one that uses more bytes, and then the first layers."""
-    return min(choices, key=lambda choice: (choice.total_seconds, -choice.n_bytes, [not b for b in choice.blocks]))
+
+    def key(choice: Choice) -> tuple[float, int, list[bool]]:
+        # Sums of the same terms in another order are equal to some 15 digits.
+        return float(f"{choice.total_seconds:.11e}"), -choice.n_bytes, [not block for block in choice.blocks]
+
+    return min(choices, key=key)
+
+
+def _ties(program: Program, seconds: float) -> list[Choice]:
+    """Choices of most bytes that take no longer, to HiGHS' tolerance; split layers and none apart."""
+    found = []
+    kinds = ((program.every_option(), True), (program.whole_options(), False))
+    for columns, split in kinds if program.problem.split_budget_bytes else kinds[:1]:
+        x = program.most_bytes(columns, seconds, split=split, limit_s=TIES_LIMIT_S)
+        found += [] if x is None else program.choices(columns, x)
+    return found
 
 
 def _gap(choice: Choice, bound: float) -> float:
@@ -97,6 +132,8 @@ def solve_by_frequency(problem: Problem) -> Solution:
     """The most frequent neurons of all layers first, after the blocks and the head; no time is minimised."""
     started = perf_counter()
     tables = candidates(problem, by_frequency=True)
+    if (everything := Choice.everything(problem, tables)).fits:
+        return _solution(everything, None, 0.0, started)
     choice = Choice.nothing(problem, tables)
     choice.fill_blocks()
     on_gpu = [layer for layer, block in enumerate(choice.blocks) if block]
@@ -117,6 +154,8 @@ def solve_evenly(problem: Problem) -> Solution:
     """As many neurons of every layer as fit, the same number in each: what is left where no statistics exist."""
     started = perf_counter()
     tables = candidates(problem)
+    if (everything := Choice.everything(problem, tables)).fits:
+        return _solution(everything, None, 0.0, started)
     choice = Choice.nothing(problem, tables)
     choice.fill_blocks()
     unit = max(table.unit for table in tables)

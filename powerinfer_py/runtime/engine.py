@@ -31,7 +31,7 @@ from powerinfer_py.placement.index_choice import IndexChooser, IndexOptions
 from powerinfer_py.placement.sizes import model_sizes
 from powerinfer_py.runtime.devices import find_device
 from powerinfer_py.runtime.host_weights import FileWeights
-from powerinfer_py.runtime.hybrid.device import Device
+from powerinfer_py.runtime.hybrid.device import Device, Held
 from powerinfer_py.runtime.hybrid.model import Chooser, HybridModel, HybridPlan, make_plan
 from powerinfer_py.runtime.hybrid.report import plan_dict, plan_lines
 from powerinfer_py.runtime.hybrid.warm_up import warm_up
@@ -197,9 +197,9 @@ class Engine:
             cache_type_v=options.cache_type_v,
         )
 
-        def load_kernels(held_bytes: int) -> None:
+        def load_kernels(held: Held) -> None:
             rope = self._make_rope(n_ctx, None)
-            warm_up(device, held_bytes, sizes, self.architecture, self.sparsity, options, file, self.kernels, rope)
+            warm_up(device, held, sizes, self.architecture, self.sparsity, options, file, self.kernels, rope)
 
         context_bytes = device.context_bytes(load_kernels)
         if choose is not None:

@@ -10,7 +10,7 @@ from powerinfer_py.config import Sparsity
 from powerinfer_py.gguf import open_gguf
 from powerinfer_py.models.hyperparameters import read_config
 from powerinfer_py.placement.budget import BudgetError
-from powerinfer_py.placement.fixed_bytes import ACTIVATION_SHARE, choose_chunk, fixed_bytes, minimum_bytes
+from powerinfer_py.placement.fixed_bytes import ACTIVATION_SHARE, FixedBytes, choose_chunk, fixed_bytes, minimum_bytes
 from powerinfer_py.placement.sizes import ModelSizes, model_sizes
 
 CONTEXT = 12345
@@ -22,8 +22,10 @@ def sizes(fixtures: Path) -> ModelSizes:
         return model_sizes(file, read_config(file), sparsity=Sparsity.PREDICTOR, n_ctx=128, n_slots=3)
 
 
-def smallest(sizes: ModelSizes, extra: int) -> int:
-    return min(sizes.head_bytes + extra, *(layer.block_bytes for layer in sizes.layers))
+def smallest(sizes: ModelSizes, fixed: FixedBytes) -> int:
+    """The head, or a block, with which its layer is split."""
+    blocks = (layer.block_bytes + fixed.staging for layer in sizes.layers)
+    return min(sizes.head_bytes + fixed.head_extra, *blocks)
 
 
 def test_the_chunk_grows_with_the_budget_and_leaves_room(sizes: ModelSizes) -> None:
@@ -32,7 +34,7 @@ def test_the_chunk_grows_with_the_budget_and_leaves_room(sizes: ModelSizes) -> N
     for budget in range(minimum, 90_000_000, 300_000):
         fixed = choose_chunk(sizes, 512, budget, CONTEXT)
         left = budget - CONTEXT - fixed.total
-        assert left >= smallest(sizes, fixed.head_extra)
+        assert left >= smallest(sizes, fixed)
         assert fixed.n_tokens == 3 or fixed.total <= ACTIVATION_SHARE * (budget - CONTEXT)
         chunks.append(fixed.n_tokens)
     assert chunks == sorted(chunks)
@@ -45,7 +47,7 @@ def test_exactly_the_minimum_is_enough_and_a_byte_less_names_it(sizes: ModelSize
     minimum = minimum_bytes(sizes, 512, CONTEXT)
     fixed = choose_chunk(sizes, 512, minimum, CONTEXT)
     assert fixed == fixed_bytes(sizes, 3)
-    assert minimum - CONTEXT - fixed.total == smallest(sizes, fixed.head_extra)
+    assert minimum - CONTEXT - fixed.total == smallest(sizes, fixed)
     with pytest.raises(BudgetError, match=f"the minimum is .*{minimum} bytes"):
         choose_chunk(sizes, 512, minimum - 1, CONTEXT)
 

@@ -55,22 +55,62 @@ def test_a_solution_is_as_fast_as_brute_force_where_the_gpu_is_the_faster_side(s
     assert solution.seconds <= brute_force(problem) * (1 + 2 * RELATIVE_GAP)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_what_a_split_layer_takes_besides_is_weighed(seed: int) -> None:
+    """As fast as brute force within the solver's gap, whether or not layers are split then."""
+    problem = random_problem(np.random.default_rng(400 + seed), n_layer=3, n_ff=4, split=True)
+    problem = replace(problem, rates=replace(STATED_RATES, synchronise_s=1e-10))
+    solution, best = solve(problem), brute_force(problem)
+    assert bytes_of(problem, solution.placement) == solution.n_bytes <= problem.budget_bytes
+    assert solution.seconds <= best * (1 + 2 * RELATIVE_GAP)
+    assert solution.bound_s is None or solution.bound_s <= best * (1 + 1e-6)
+
+
+def tie_of_blocks() -> list[LayerProblem]:
+    return [layer_problem(np.ones(4), block=1000, row=10**6), layer_problem(np.ones(4), block=800, kv=400, row=10**6)]
+
+
+@pytest.mark.parametrize("larger_first", [False, True])
+def test_ties_go_to_more_bytes(larger_first: bool) -> None:
+    """Two blocks that save the same time: 1,000 bytes, and 1,200, of which half of the keys and values is not read."""
+    pair = tie_of_blocks()
+    layers = tuple(reversed(pair)) if larger_first else tuple(pair)
+    problem = Problem(layers, Sparsity.EXACT, replace(STATED_RATES, synchronise_s=0.0), 1200, head_bytes=10**6)
+    times = {tuple(p.block_on_gpu for p in at.layers): seconds_of(problem, at) for at in every_placement(problem)}
+    assert times[True, False] == pytest.approx(times[False, True], rel=1e-12)
+    solution = solve(problem)
+    assert solution.n_bytes == 1200
+    assert [placed.block_on_gpu for placed in solution.placement.layers] == [larger_first, not larger_first]
+
+
+def test_a_tie_of_the_head_and_a_block_goes_to_more_bytes() -> None:
+    rates = replace(STATED_RATES, synchronise_s=0.0)
+    small, large = tie_of_blocks()
+    extra = Problem((small,), Sparsity.EXACT, rates, 1200, head_bytes=1000, head_extra_bytes=200)
+    assert solve(extra).placement.head_on_gpu
+    assert not solve(Problem((large,), Sparsity.EXACT, rates, 1200, head_bytes=1000)).placement.head_on_gpu
+
+
 def smallest_unit(problem: Problem, solution: Solution) -> int | None:
     """Bytes of the smallest thing that could still be put on the GPU; None where everything is there."""
     sizes = [] if solution.placement.head_on_gpu else [problem.head_bytes + problem.head_extra_bytes]
     for layer, placed in zip(problem.layers, solution.placement.layers, strict=True):
         unit = layer.sizes.neuron_multiple
         if not placed.block_on_gpu:
-            sizes.append(layer.sizes.block_bytes)
+            is_split = bytes_of(problem, solution.placement) != bytes_of(
+                replace(problem, split_bytes=0), solution.placement
+            )
+            sizes.append(layer.sizes.block_bytes + (0 if is_split else problem.split_bytes))
         elif placed.hot.size < layer.fired.size:
             sizes.append(layer.sizes.hot_bytes(placed.hot.size + unit) - layer.sizes.hot_bytes(placed.hot.size))
     return min(sizes, default=None)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("seed", range(10))
-def test_a_budget_is_kept_and_nothing_that_would_fit_is_left_out(solver: object, seed: int) -> None:
-    problem = random_problem(np.random.default_rng(200 + seed), n_layer=4, n_ff=9)
+def test_a_budget_is_kept_and_nothing_that_would_fit_is_left_out(solver: object, seed: int, split: bool) -> None:
+    problem = random_problem(np.random.default_rng(200 + seed), n_layer=4, n_ff=9, split=split)
     solution = solver(problem)  # type: ignore[operator]
     n_bytes = bytes_of(problem, solution.placement)
     assert n_bytes == solution.n_bytes == placement_bytes(problem, solution.placement) <= problem.budget_bytes

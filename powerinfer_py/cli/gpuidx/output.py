@@ -68,7 +68,7 @@ def budget_report(split: Split) -> dict[str, Any]:
         "head": split.sizes.head_bytes if head else 0,
         "KV cache": sum(sizes.kv_bytes for sizes in on_gpu),
         "activations": fixed.activations + (fixed.head_extra if head else 0),
-        "staging": fixed.staging,
+        "staging": fixed.staging if split.solution.placement.is_split(split.config.n_ff) else 0,
         "hot neurons": neurons,
         "unused": split.budget_bytes - used,
     }

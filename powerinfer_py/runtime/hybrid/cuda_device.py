@@ -21,7 +21,7 @@ from powerinfer_py.placement.budget import DeviceMemory
 from powerinfer_py.placement.problem import Rates
 from powerinfer_py.placement.rates import GpuProbe, machine_rates
 from powerinfer_py.runtime.hybrid.cuda_driver import CudaDriver, Monitor
-from powerinfer_py.runtime.hybrid.device import Arrangement, Device, Mark, PromptRates
+from powerinfer_py.runtime.hybrid.device import Arrangement, Device, Held, Mark, PromptRates
 from powerinfer_py.runtime.hybrid.device_memory import AllocateTensor
 from powerinfer_py.runtime.hybrid.device_rates import probe_device
 
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _SEGMENT_BYTES = 20 << 20
 # For what is loaded only after the measurement: kernels specialised for other sizes, and captured graphs. Not measured.
 _MODULES_MARGIN_BYTES = 64 << 20
+# What the kernels of a model are taken to need at most where a budget is too small to load them and see: some fifty
+# modules, and local memory for kernels that spill, of which a device keeps as much as all its threads could use.
+_MODULES_GROWTH_BYTES = 128 << 20
 
 
 class CudaDevice(Device):
@@ -74,10 +77,10 @@ class CudaDevice(Device):
         """Measured."""
         return measure()
 
-    def context_bytes(self, warm_up: Callable[[int], None]) -> int:
+    def context_bytes(self, warm_up: Callable[[Held], None]) -> int:
         """What the process holds after `warm_up`, as NVML reports it, else what has gone from the free memory."""
         if self._context_bytes is None:
-            warm_up(self._held_bytes())
+            warm_up(Held(self._held_bytes(), _MODULES_GROWTH_BYTES))
             self.synchronise()
             self.release()
             self._context_bytes = self._held_bytes()

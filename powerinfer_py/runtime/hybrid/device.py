@@ -35,6 +35,17 @@ class PromptRates:
     device_products_per_s: float
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a process holds of a device besides what `Device.open` makes room for, before its kernels are loaded.
+
+    growth_bytes: most that loading them is expected to add.
+    """
+
+    n_bytes: int
+    growth_bytes: int
+
+
 class Arrangement(StrEnum):
     """How a decode step is run: call by call, or captured, with the CPU's part as two host functions in the device's
     stream or as one in a stream of its own (`captured`)."""
@@ -82,7 +93,7 @@ class Device(ABC):
         """What prompts run at: what `measure` finds by running on the device and the CPU, or what is stated."""
 
     @abstractmethod
-    def context_bytes(self, warm_up: Callable[[int], None]) -> int:
+    def context_bytes(self, warm_up: Callable[[Held], None]) -> int:
         """What the process holds on it besides what `open` makes room for: context, modules, the driver's own.
 
         warm_up: is given what the process holds so far; it loads and runs every kernel that the model needs, at its

@@ -68,16 +68,21 @@ Chooser = Callable[[ModelSizes, FixedBytes, int], Placement]
 
 
 def make_plan(
-    sizes: ModelSizes, options: RuntimeOptions, device: Device, context_bytes: int, choose: Chooser
+    sizes: ModelSizes,
+    options: RuntimeOptions,
+    device: Device,
+    context_bytes: int,
+    choose: Chooser,
+    growth_bytes: int = 0,
 ) -> HybridPlan:
     """What goes where under `options.vram_budget`, which is neither None nor 0.
 
-    choose: is given the sizes, the fixed bytes, and the bytes left for blocks, head and neurons. Raises BudgetError as
-    `budget_in_bytes` and `choose_chunk` do.
+    choose: is given the sizes, the fixed bytes, and the bytes left for blocks, head and neurons. growth_bytes: see
+    `choose_chunk`, which raises BudgetError as `budget_in_bytes` does.
     """
     n_bytes = budget_in_bytes(options.vram_budget or 0.0, device.memory)
-    fixed = choose_chunk(sizes, options.batch_size, n_bytes, context_bytes)
-    ledger = Ledger(n_bytes, minimum_bytes(sizes, options.batch_size, context_bytes))
+    fixed = choose_chunk(sizes, options.batch_size, n_bytes, context_bytes, growth_bytes)
+    ledger = Ledger(n_bytes, minimum_bytes(sizes, options.batch_size, context_bytes + growth_bytes))
     reserve_context(ledger, context_bytes)
     placement = choose(sizes, fixed, ledger.free_bytes - fixed.total)
     chosen = choose.chosen if isinstance(choose, IndexChooser) else None
@@ -134,8 +139,7 @@ class HybridModel:
         self._exchange: Exchange | None = None
         self._cold_side: ThreadedColdSide | None = None
         self._bands: tuple[Band, Band] | None = None
-        if any(is_split(layer) for layer in self.weights.layers):
-            staging = self._reserved.staging
+        if (staging := self._reserved.staging) is not None:
             self._exchange = Exchange(plan.device, staging, n_tokens, config.n_embd, config.n_ff)
             self._cold_side = ThreadedColdSide(plan.device, self._exchange)
             n_bytes = band_bytes(plan.sizes)

@@ -16,13 +16,10 @@ from powerinfer_py.runtime.hybrid.part_source import LayerRegions
 
 @dataclass(frozen=True, eq=False)
 class Reserved:
-    """Regions of everything on the device. kv: of each layer's cache.
-
-    staging: was set aside before it was known whether a layer would be split, and stays empty where none is.
-    """
+    """Regions of everything on the device. kv: of each layer's cache. staging: None where no layer is split."""
 
     activations: Region
-    staging: Region
+    staging: Region | None
     tables: Region
     weights: Regions
     kv: dict[int, Region]
@@ -38,7 +35,8 @@ def reserve(
     kv: dict[int, Region] = {}
     extra = fixed.head_extra if head_on_device else 0
     activations = memory.region(budget.ACTIVATIONS, fixed.activations + extra)
-    staging = memory.region(budget.STAGING, fixed.staging)
+    split = any(placement.layers[i].block_on_gpu and placement.layers[i].hot.size < sizes.config.n_ff for i in layers)
+    staging = memory.region(budget.STAGING, fixed.staging) if split else None
     tables = memory.region(budget.DENSE_WEIGHTS, fixed.tables)
     for index in layers:
         placed, size = placement.layers[index], sizes.layers[index]

@@ -25,7 +25,7 @@ from powerinfer_py.placement.budget import DeviceMemory
 from powerinfer_py.placement.device_bytes import device_type
 from powerinfer_py.placement.problem import Rates
 from powerinfer_py.placement.rates import assumed_rates
-from powerinfer_py.runtime.hybrid.device import Arrangement, Device, Mark, PromptRates
+from powerinfer_py.runtime.hybrid.device import Arrangement, Device, Held, Mark, PromptRates
 from powerinfer_py.runtime.hybrid.device_memory import AllocateTensor
 
 if TYPE_CHECKING:
@@ -81,10 +81,10 @@ class StandIn(Device):
         """Those it was made with; measured where it warms up as a GPU does."""
         return measure() if self._warms_up else self._prompt_rates
 
-    def context_bytes(self, warm_up: Callable[[int], None]) -> int:
+    def context_bytes(self, warm_up: Callable[[Held], None]) -> int:
         """What it claims a context to take; it runs `warm_up` where a test asked for that."""
         if self._warms_up:
-            warm_up(self._context_bytes)
+            warm_up(Held(self._context_bytes, 0))
         return self._context_bytes
 
     def open(self, n_bytes: int) -> None:

@@ -23,7 +23,7 @@ from powerinfer_py.placement.fixed_bytes import FixedBytes
 from powerinfer_py.placement.placement import LayerPlacement, Placement
 from powerinfer_py.placement.sizes import ModelSizes
 from powerinfer_py.runtime.host_weights import FileWeights
-from powerinfer_py.runtime.hybrid.device import Device
+from powerinfer_py.runtime.hybrid.device import Device, Held
 from powerinfer_py.runtime.hybrid.model import HybridModel, make_plan
 from powerinfer_py.runtime.kv_cache import KVCache
 
@@ -36,7 +36,7 @@ _SHORT_PROMPTS = (16, 32)
 
 def warm_up(
     device: Device,
-    held_bytes: int,
+    held: Held,
     sizes: ModelSizes,
     architecture: Architecture,
     sparsity: Sparsity,
@@ -47,11 +47,11 @@ def warm_up(
 ) -> None:
     """Runs the last layer and the head over a prompt chunk, and over a token for each sequence.
 
-    held_bytes: what the process holds on the device already. Raises BudgetError as `make_plan` does.
+    held: what the process holds on the device before. Raises BudgetError as `make_plan` does.
     """
     config = sizes.config
     layers = range(config.n_layer - 1, config.n_layer)
-    plan = make_plan(sizes, options, device, held_bytes, _placement)
+    plan = make_plan(sizes, options, device, held.n_bytes, _placement, held.growth_bytes)
     source = FileWeights(file, host_kernels, replace(options, repack=False))
     model = HybridModel(plan, architecture, config, sparsity, layers, source, source, host_kernels)
     cache = KVCache(
@@ -91,11 +91,12 @@ def _placement(sizes: ModelSizes, fixed: FixedBytes, left: int) -> Placement:
     config, layer = sizes.config, sizes.layers[-1]
     none = np.zeros(0, np.int32)
     n_hot = min(_HOT_NEURONS, config.n_ff // 2) // layer.neuron_multiple * layer.neuron_multiple or config.n_ff
-    while n_hot and layer.block_bytes + layer.hot_bytes(n_hot) > left:
+    block_bytes = layer.block_bytes + fixed.staging
+    while n_hot and block_bytes + layer.hot_bytes(n_hot) > left:
         n_hot = n_hot // 2 // layer.neuron_multiple * layer.neuron_multiple
-    block_on_gpu = layer.block_bytes <= left
+    block_on_gpu = block_bytes <= left
     if block_on_gpu:
-        left -= layer.block_bytes + layer.hot_bytes(n_hot)
+        left -= block_bytes + layer.hot_bytes(n_hot)
     hot = np.arange(n_hot, dtype=np.int32) if block_on_gpu else none
     elsewhere = (LayerPlacement(False, none),) * (config.n_layer - 1)
     head_on_gpu = sizes.head_bytes + fixed.head_extra <= left

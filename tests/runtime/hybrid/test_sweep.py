@@ -131,4 +131,4 @@ def check_bytes(engine: Engine, device: CountedStandIn, budget: int, unit: int |
     assert ledger.budget_bytes == budget
     assert ledger.reserved_bytes <= budget
     if unit is not None:
-        assert ledger.free_bytes <= max(0.03 * budget, unit)
+        assert budget - ledger.used_bytes <= max(0.03 * budget, unit)
