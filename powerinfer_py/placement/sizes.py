@@ -24,6 +24,7 @@ DECODE_TOKENS = 4
 SPLIT_ATTENTION_TOKENS = 16
 _PARTIAL_NEURONS = 64
 _PARTIAL_POSITIONS = 128
+_ROW_GROUP = 16
 _INT32_BYTES = 4
 _INT64_BYTES = 8
 # A matrix that has to be transposed for its rows to be neurons keeps these types; blocks of another cannot be turned.
@@ -134,12 +135,13 @@ def workspace_bytes(sizes: ModelSizes, n_tokens: int, *, head_on_gpu: bool) -> i
 
 def _forward_bytes(sizes: ModelSizes, n_tokens: int) -> int:
     config, f32 = sizes.config, FLOAT32_BYTES
+    n_ff = _padded(config.n_ff)
     qkv = (config.n_head + config.n_head_kv) * config.head_dim + config.n_head_kv * config.head_dim_v
     per_token = [
         *[config.n_embd * f32] * 5,
         *[qkv * f32] * 2,
         config.n_head * config.head_dim_v * f32,
-        *[config.n_ff * f32] * 3,
+        *[n_ff * f32] * 3,
         *([sizes.predictor_rank * f32, config.n_ff * f32] if sizes.predictor_rank else []),
         config.n_ff,
         -(-config.n_ff // 8),
@@ -161,7 +163,7 @@ def _kernel_bytes(sizes: ModelSizes, n_tokens: int) -> int:
         n_bytes = aligned(n_partial * config.n_embd * f32) + aligned(n_partial * _INT32_BYTES)
         n_bytes += aligned(n_tokens * -(-config.n_ff // 2) * 3 * _INT32_BYTES)
     else:
-        inputs = [*[config.n_embd] * 4, config.n_head * config.head_dim_v, config.n_ff]
+        inputs = [*[config.n_embd] * 4, config.n_head * config.head_dim_v, _padded(config.n_ff)]
         inputs += [config.n_embd, sizes.predictor_rank] if sizes.predictor_rank else []
         n_bytes = sum(_halves(n, n_tokens) for n in inputs)
         n_bytes += aligned(config.n_ff * _INT32_BYTES) + aligned(config.n_ff) + aligned(_INT32_BYTES)
@@ -169,6 +171,11 @@ def _kernel_bytes(sizes: ModelSizes, n_tokens: int) -> int:
         n_parts = n_tokens * config.n_head * -(-sizes.n_ctx // _PARTIAL_POSITIONS)
         return n_bytes + aligned(n_parts * config.head_dim_v * f32) + aligned(n_parts * 2 * f32)
     return n_bytes + _halves(config.n_head * config.head_dim, n_tokens)
+
+
+def _padded(n: int) -> int:
+    """Values of neurons as their rows lie apart."""
+    return -(-n // _ROW_GROUP) * _ROW_GROUP
 
 
 def _halves(n_in: int, n_tokens: int) -> int:

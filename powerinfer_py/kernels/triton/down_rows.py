@@ -28,7 +28,7 @@ COLUMNS = 256
 ROWS = 16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "n_chunks"])
 def down_kernel(
     coefficients,
     values,
@@ -110,7 +110,7 @@ def down_kernel(
         tl.store(products + token * n_chunks + chunk, n_read)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "n_chunks"])
 def combine_kernel(
     partial,
     bias,

@@ -71,7 +71,7 @@ def store_sums(
     tl.store(y + place, total, mask=stored)
 
 
-@triton.jit(do_not_specialize=["n_tokens"])
+@triton.jit(do_not_specialize=["n_tokens", "n", "groups"])
 def down_tiles_kernel(
     hidden,
     high,
@@ -89,6 +89,8 @@ def down_tiles_kernel(
     products,
     n_tokens,
     n,
+    groups,
+    GROUP: tl.constexpr,
     N: tl.constexpr,
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -100,7 +102,10 @@ def down_tiles_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
 ):
-    """y of TOKENS tokens and COLUMNS columns; the first tile of columns counts the products."""
+    """y of TOKENS tokens and COLUMNS columns; the first tile of columns counts the products.
+
+    Rows of hidden and its halves lie groups * GROUP apart.
+    """
     tokens = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     first = tl.program_id(1) * COLUMNS
     inside = tokens < n_tokens
@@ -115,7 +120,7 @@ def down_tiles_kernel(
         keep = entry < end
         rows = listed_rows(ids, entry, keep, LISTED)
         here = inside[:, None] & keep[None, :]
-        at = tokens[:, None] * n + entry[None, :]
+        at = tokens[:, None] * (groups * GROUP) + entry[None, :]
         h = tl.load((hidden if STORAGE == "f32" else high) + at, mask=here, other=0.0)
         if BOTH:
             rest = tl.load(low + at, mask=here, other=0.0)
@@ -146,7 +151,7 @@ def down_tiles_kernel(
         keep = entry < end
         rows = listed_rows(ids, entry, keep, LISTED)
         here = inside[:, None] & keep[None, :]
-        used = tl.load(hidden + tokens[:, None] * n + entry[None, :], mask=here, other=0.0) != 0.0
+        used = tl.load(hidden + tokens[:, None] * (groups * GROUP) + entry[None, :], mask=here, other=0.0) != 0.0
         if STORAGE == "q4_0":
             w, v = nibble_tiles(values, scales, rows, keep, first, half_scale, N, COLUMNS)
             total = nan_where_touched(total, used, w)
@@ -196,7 +201,8 @@ def down_tiles(
     device = hidden.device
     config = down_config(matrix, n_tokens, device)
     n_tiles = launch.cdiv(n_tokens, config.tokens)
-    launch.require(hidden, "hidden", torch.float32, (n_tokens, matrix.rows), device)
+    launch.require_strided(hidden, "hidden", torch.float32, (n_tokens, matrix.rows), device)
+    groups, group = launch.row_groups(launch.row_stride(hidden))
     launch.require(y, "y", torch.float32, (n_tokens, matrix.cols), device)
     launch.require(products, "products", torch.int32, (n_tiles,), device)
     launch.require_bias(bias, matrix.cols, device)
@@ -225,6 +231,8 @@ def down_tiles(
         products=products,
         n_tokens=n_tokens,
         n=n,
+        groups=groups,
+        GROUP=group,
         N=matrix.cols,
         TOKENS=config.tokens,
         COLUMNS=config.rows,

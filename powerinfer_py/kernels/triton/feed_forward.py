@@ -144,7 +144,9 @@ def _many_tokens(
     config = tile_config_of(neurons, n_tokens, x.device)
     n_tiles = launch.cdiv(n_tokens, config.tokens)
     counted = allocate((n_tiles, launch.cdiv(n, config.rows), 3), torch.int32)
-    hidden = allocate((n_tokens, n), torch.float32)
+    # A product of a down projection the other way takes rows without gaps.
+    stride = launch.aligned_columns(n) if weights.down_is_transposed else n
+    hidden = allocate((n_tokens, stride), torch.float32)[:, :n]
     hidden_tiles(neurons, x, hidden, counted, allocate, union=union, mask=mask, all_rows=dense, fired=fired)
     downs = None
     if weights.down_is_transposed:

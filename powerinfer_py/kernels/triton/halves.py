@@ -23,6 +23,8 @@ from powerinfer_py.kernels.triton.weight_rows import high_nibbles, low_nibbles, 
 
 # Storages whose activations are multiplied in both halves.
 EXACT_STORAGES = ("f16", "bf16")
+# Activations of a token at once: 16 for each of 128 threads.
+_STEP = 2048
 
 
 @triton.jit
@@ -91,37 +93,52 @@ def nibble_columns(start, STEP: tl.constexpr):
     return start + (half // 16) * 32 + half % 16
 
 
-@triton.jit
-def split_kernel(x, high, low, inverse, n_listed, N: tl.constexpr, STEP: tl.constexpr, LIMITED: tl.constexpr):
-    """One token's activations as halves. LIMITED: only the first `n_listed[0]` of them; the rest is left alone."""
+@triton.jit(do_not_specialize=["n", "groups"])
+def split_kernel(
+    x, high, low, inverse, n_listed, n, groups, GROUP: tl.constexpr, STEP: tl.constexpr, LIMITED: tl.constexpr
+):
+    """One token's activations as halves. LIMITED: only the first `n_listed[0]` of them; the rest is left alone.
+
+    Rows of x and of the halves lie groups * GROUP apart.
+    """
     token = tl.program_id(0).to(tl.int64)
     offsets = tl.arange(0, STEP)
-    end = tl.load(n_listed) if LIMITED else N
+    end = tl.minimum(tl.load(n_listed), n) if LIMITED else n
+    row = token * (groups * GROUP)
     largest = tl.zeros((STEP,), tl.float32)
-    for start in range(0, N, STEP):
+    start = n * 0
+    while start < end:
         at = start + offsets
-        part = tl.abs(tl.load(x + token * N + at, mask=(at < N) & (at < end), other=0.0))
+        part = tl.abs(tl.load(x + row + at, mask=at < end, other=0.0))
         # NaN says nothing about the size of the others.
         largest = tl.where(part > largest, part, largest)
+        start += STEP
     scale, backwards = power_of_two_scale(tl.max(largest, axis=0))
     tl.store(inverse + token, backwards)
-    for start in range(0, N, STEP):
+    start = n * 0
+    while start < end:
         at = start + offsets
-        inside = (at < N) & (at < end)
-        part = tl.load(x + token * N + at, mask=inside, other=0.0)
+        inside = at < end
+        part = tl.load(x + row + at, mask=inside, other=0.0)
         first, second = two_halves(part * scale)
-        tl.store(high + token * N + at, first, mask=inside)
-        tl.store(low + token * N + at, second, mask=inside)
+        tl.store(high + row + at, first, mask=inside)
+        tl.store(low + row + at, second, mask=inside)
+        start += STEP
 
 
 class Halves:
-    """Activations (T, n) as `split_kernel` leaves them: high and low float16 (T, n), inverse float32 (T)."""
+    """Activations (T, n) as `split_kernel` leaves them: high and low float16 (T, n), inverse float32 (T).
+
+    Rows of high and low lie as far apart as those of the activations.
+    """
 
     def __init__(self, x: Tensor, allocate: Allocate, n_listed: Tensor | None = None) -> None:
-        """x: float32 (T, n). n_listed: int32 (1), how many columns count; None for all."""
+        """x: float32 (T, n), whose rows may lie apart. n_listed: int32 (1), how many columns count; None for all."""
         n_tokens, n = x.shape
-        self.high = allocate((n_tokens, n), torch.float16)
-        self.low = allocate((n_tokens, n), torch.float16)
+        stride = launch.row_stride(x)
+        groups, group = launch.row_groups(stride)
+        self.high = allocate((n_tokens, stride), torch.float16)[:, :n]
+        self.low = allocate((n_tokens, stride), torch.float16)[:, :n]
         self.inverse = allocate((n_tokens,), torch.float32)
         launch.run(
             split_kernel,
@@ -132,7 +149,9 @@ class Halves:
             low=self.low,
             inverse=self.inverse,
             n_listed=x if n_listed is None else n_listed,
-            N=n,
-            STEP=min(2048, launch.next_power_of_2(n)),
+            n=n,
+            groups=groups,
+            GROUP=group,
+            STEP=_STEP,
             LIMITED=n_listed is not None,
         )

@@ -53,7 +53,7 @@ def count_program(counted, program, n_first, n_up, n_fired):
     tl.store(counted + program * 3 + 2, n_fired)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["mask", "n", "mask_stride", "n_programs"])
 def hidden_kernel(
     x,
     gate_values,

@@ -64,7 +64,7 @@ def scaled_products(
     return total
 
 
-@triton.jit(do_not_specialize=["n_tokens"])
+@triton.jit(do_not_specialize=["mask", "n_tokens", "n", "groups", "mask_stride", "n_programs"])
 def hidden_tiles_kernel(
     x,
     high,
@@ -88,9 +88,11 @@ def hidden_tiles_kernel(
     counted,
     n_tokens,
     n,
+    groups,
     mask_stride,
     n_programs,
     threshold,
+    GROUP: tl.constexpr,
     N: tl.constexpr,
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -107,7 +109,7 @@ def hidden_tiles_kernel(
     ALL_ROWS: tl.constexpr,
     OBSERVED: tl.constexpr,
 ):
-    """hidden[tokens, entries] of one tile."""
+    """hidden[tokens, entries] of one tile; its rows lie groups * GROUP apart."""
     program = tl.program_id(1)
     tokens = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     entry = program * ROWS + tl.arange(0, ROWS)
@@ -149,7 +151,7 @@ def hidden_tiles_kernel(
         if ACTIVATION == "drelu":
             fired = fired & ((up <= 0.0) == 0)
         value = tl.where(fired, activated(first, fired, ACTIVATION) * up, 0.0)
-    tl.store(hidden + tokens[:, None] * n + entry[None, :], value, mask=here)
+    tl.store(hidden + tokens[:, None] * (groups * GROUP) + entry[None, :], value, mask=here)
     if OBSERVED:
         tl.store(fired_out + tokens[:, None] * n + rows[None, :], fired.to(tl.uint8), mask=here)
     n_first = pairs(here if ALL_ROWS else wanted)
@@ -182,7 +184,8 @@ def hidden_tiles(
     config = tile_config_of(neurons, n_tokens, device)
     n_programs = launch.cdiv(n, config.rows)
     launch.require(x, "x", torch.float32, (n_tokens, neurons.up.cols), device)
-    launch.require(hidden, "hidden", torch.float32, (n_tokens, n), device)
+    launch.require_strided(hidden, "hidden", torch.float32, (n_tokens, n), device)
+    groups, group = launch.row_groups(launch.row_stride(hidden))
     tiles = (launch.cdiv(n_tokens, config.tokens), n_programs)
     launch.require(counted, "counted", torch.int32, (*tiles, 3), device)
     launch.require_bias(neurons.gate_bias, n, device)
@@ -217,9 +220,11 @@ def hidden_tiles(
         counted=counted,
         n_tokens=n_tokens,
         n=n,
+        groups=groups,
         mask_stride=0 if mask is None else mask.stride(0),
         n_programs=n_programs,
         threshold=float(neurons.fatrelu_threshold),
+        GROUP=group,
         N=up.cols,
         TOKENS=config.tokens,
         ROWS=config.rows,

@@ -43,6 +43,8 @@ RECORDED: dict[tuple[str, tuple[int, int], str, int, int], RowConfig | TileConfi
 # More tokens than this go through tl.dot, whose smallest tile has 16: up to 4, reading the rows once for each token
 # (from the L2 cache but for the first) moves fewer bytes through it than the tile wastes work.
 MAX_VECTOR_TOKENS = 4
+# Columns of activations in whose multiples rows lie apart, where how many are wanted differs from layer to layer.
+GROUP = 16
 # Fewer rows than this leave multiprocessors without a program at 4 rows each.
 _FEW_ROWS = 2048
 # Runs of at least 512 bytes, and no more than 8 float32 sums a thread: with 16 of them (512 columns of 4 rows) ptxas
@@ -83,6 +85,23 @@ def _recorded(kernel: str, storage: str, rows: int, cols: int, device: torch.dev
     if not RECORDED or device.type != "cuda":
         return None
     return RECORDED.get((kernel, torch.cuda.get_device_capability(device), storage, rows, cols))
+
+
+def aligned_columns(n: int) -> int:
+    """Columns of rows of `n` that begin at multiples of `GROUP` columns: 64 bytes of float32, 32 of float16."""
+    return cdiv(n, GROUP) * GROUP
+
+
+def row_stride(x: Tensor) -> int:
+    """Columns from one row of x (T, n) to the next. Of a single row torch may say anything."""
+    return x.stride(0) if x.shape[0] > 1 else max(x.stride(0), x.shape[1])
+
+
+def row_groups(stride: int) -> tuple[int, int]:
+    """(groups, columns of a group), whose product is `stride`: a kernel that multiplies by a constant group knows how
+    rows are aligned, without being compiled anew for every number of neurons."""
+    group = GROUP if stride % GROUP == 0 else 1
+    return stride // group, group
 
 
 def next_power_of_2(n: int) -> int:

@@ -19,30 +19,30 @@ from powerinfer_py.kernels.triton import launch
 TILE = 1024
 
 
-@triton.jit
-def list_kernel(mask, ids, counts, n, stride, N_BEFORE: tl.constexpr, TILE: tl.constexpr):
+@triton.jit(do_not_specialize=["mask", "n", "stride"])
+def list_kernel(mask, ids, counts, n, stride, TILE: tl.constexpr):
     """Writes the ids of one tile's set elements, and from the last tile how many there are in all."""
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     offsets = tl.arange(0, TILE)
     before = tl.zeros((TILE,), tl.int32)
-    for earlier in range(N_BEFORE):
-        # Whole tiles only: every one before this program's own is full.
-        value = tl.load(
-            mask + token * stride + earlier * TILE + offsets, mask=offsets < (tile - earlier) * TILE, other=0
-        )
+    earlier = tile * 0
+    while earlier < tile:
+        # Every tile before this program's own is full.
+        value = tl.load(mask + token * stride + earlier * TILE + offsets)
         before += (value != 0).to(tl.int32)
+        earlier += 1
     at = tile * TILE + offsets
     value = tl.load(mask + token * stride + at, mask=at < n, other=0)
     chosen = (value != 0).to(tl.int32)
     first = tl.sum(before, axis=0)
     place = first + tl.cumsum(chosen, axis=0) - chosen
     tl.store(ids + token * n + place, at, mask=chosen != 0)
-    if tile == N_BEFORE:
+    if (tile + 1) * TILE >= n:
         tl.store(counts + token, first + tl.sum(chosen, axis=0))
 
 
-@triton.jit(do_not_specialize=["n_tokens"])
+@triton.jit(do_not_specialize=["mask", "n_tokens", "n", "stride"])
 def union_kernel(mask, union, n_tokens, n, stride, TILE: tl.constexpr):
     """Which columns of the mask any token has set, as bytes."""
     at = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -55,7 +55,7 @@ def union_kernel(mask, union, n_tokens, n, stride, TILE: tl.constexpr):
     tl.store(union + at, found.to(tl.uint8), mask=at < n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["mask", "n", "n_bytes", "stride"])
 def bits_kernel(mask, bits, n, n_bytes, stride, TILE: tl.constexpr):
     """TILE bytes of eight mask elements each, element j of a byte its bit j."""
     token = tl.program_id(0).to(tl.int64)
@@ -94,7 +94,6 @@ def list_active(mask: Tensor, ids: Tensor, counts: Tensor) -> None:
         counts=counts,
         n=n,
         stride=mask.stride(0),
-        N_BEFORE=n_tiles - 1,
         TILE=TILE,
     )
 

@@ -15,7 +15,19 @@ from torch import Tensor
 from powerinfer_py.kernels.triton import launch
 
 
-@triton.jit(do_not_specialize=["n_groups", "n_down_groups", "all_downs"])
+@triton.jit(
+    do_not_specialize=[
+        "n_groups",
+        "n_programs",
+        "n_down_groups",
+        "n_chunks",
+        "n",
+        "list_step",
+        "program_rows",
+        "chunk_rows",
+        "all_downs",
+    ]
+)
 def tally_kernel(
     counted,
     downs,

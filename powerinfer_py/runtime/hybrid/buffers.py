@@ -27,11 +27,13 @@ class Buffers:
         self._device = device
         shape = (n_tokens, n_embd)
         self._streams = [take_tensor(activations, shape, torch.float32) for _ in range(2)]
-        self._places = take_tensor(activations, (2, n_tokens), torch.int64)
+        # Both rows begin at a multiple of 16 bytes, whatever the number of tokens: kernels are compiled for that.
+        n_places = n_tokens + n_tokens % 2
+        self._places = take_tensor(activations, (2, n_places), torch.int64)
         self._counts = take_tensor(activations, (n_layer, COUNTS), torch.int64)
         self.workspace = Workspace(activations.take(activations.left_bytes))
         self._stream_here = device.host_buffer(4 * n_tokens * n_embd).view(torch.float32).view(shape)
-        self._places_here = device.host_buffer(16 * n_tokens).view(torch.int64).view(2, n_tokens)
+        self._places_here = device.host_buffer(16 * n_places).view(torch.int64).view(2, n_places)
         self._counts_here = device.host_buffer(8 * COUNTS * n_layer).view(torch.int64).view(n_layer, COUNTS)
         self._at = 0
         self._n = 0

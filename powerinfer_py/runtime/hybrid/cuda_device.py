@@ -97,8 +97,7 @@ class CudaDevice(Device):
         """Makes the arena; one that was there is given up."""
         import torch
 
-        self._arena = None
-        self._used = 0
+        self.release()
         try:
             self._arena = torch.empty(n_bytes, dtype=torch.uint8, device=self._device)
         except torch.OutOfMemoryError:

@@ -6,7 +6,8 @@ neurons are computed meanwhile, and then
     y = residual + hot part + cold part        (in this order; the down bias belongs to the hot part)
 
 In a prompt the cold part may be computed on the device too, its rows brought there in bands (`cold_stream`). A layer
-without cold neurons asks nothing of the CPU. Nothing here waits for the device.
+without cold neurons is the same calls, so that no kernel is compiled for it alone, and asks nothing of the CPU. Nothing
+here waits for the device.
 """
 
 from __future__ import annotations
@@ -47,7 +48,6 @@ class LayerRun:
     at once."""
 
     predictions: list[tuple[Mark, Mark]] = field(default_factory=list)
-    predictor_s: float = 0.0
     cold: FeedForwardResult | None = None
     masks: Masks | None = None
 
@@ -92,16 +92,7 @@ class DeviceStep:
         )
         ffn_input = x if self.parallel else attended
         y = buffers.next_stream()
-        if layer.cold is not None:
-            self._split(local, layer, ffn_input, attended, y, host_kernels, cold_side, run, observe, timed)
-            return y, run
-        result = self.kernels.feed_forward_block(
-            layer.hot, ffn_input, attended, observe=observe, counts=buffers.counts(local)
-        )
-        y.copy_(result.y)
-        run.predictor_s = result.predictor_s
-        if observe:
-            run.masks = Masks(ffn_input, result.predicted, result.fired, None)
+        self._feed_forward(local, layer, ffn_input, attended, y, host_kernels, cold_side, run, observe, timed)
         return y, run
 
     def predictor_seconds(self, layers: Sequence[DeviceLayer]) -> float:
@@ -111,8 +102,8 @@ class DeviceStep:
             before = self.device.mark()
             for layer in layers:
                 self.buffers.workspace.reset()
-                if (predictor := layer.predictor or layer.hot.predictor) is not None:
-                    self.kernels.predict(predictor, x, layer.hot.sparse_threshold)
+                if layer.predictor is not None:
+                    self.kernels.predict(layer.predictor, x, layer.hot.sparse_threshold)
             after = self.device.mark()
         self.device.synchronise()
         return after.seconds_since(before)
@@ -121,7 +112,7 @@ class DeviceStep:
         """Logits of a few tokens, in the workspace: rows (K, n_embd) -> (K, n_vocab)."""
         return self.kernels.linear(head.output, normalise(self.kernels, head.norm, rows))
 
-    def _split(
+    def _feed_forward(
         self,
         local: int,
         layer: DeviceLayer,
@@ -136,17 +127,18 @@ class DeviceStep:
     ) -> None:
         import torch
 
-        if cold_side is None or layer.cold is None:
-            raise ValueError("a split layer needs the CPU's side")
         kernels, n_hot = self.kernels, layer.order.hot.size
         mask = self._predict(layer, ffn_input, run, timed)
         # The bits follow the input in memory, so that one copy takes both down.
         h = normalise(kernels, layer.norm, ffn_input)
-        stream, index = self.cold_stream, self.layers[local]
-        streamed = not observe and stream is not None and stream.wanted(index, layer.order, len(h))
-        if not streamed:
+        index = self.layers[local]
+        stream = None if observe else self._stream_of(index, layer, len(h))
+        cold = layer.cold if stream is None else None
+        if cold is not None:
+            if cold_side is None:
+                raise ValueError("a split layer needs the CPU's side")
             bits = None if mask is None else kernels.pack_mask(mask, n_hot)
-            cold_side.start(host_kernels, layer.cold, h, bits, observe=observe)
+            cold_side.start(host_kernels, cold, h, bits, observe=observe)
         hot = None
         if n_hot:
             hot_mask = None if mask is None else mask[:, :n_hot]
@@ -156,13 +148,20 @@ class DeviceStep:
             torch.add(residual, layer.hot.weights.down_bias, out=y)
         else:
             y.copy_(residual)
-        if streamed and stream is not None:
+        if stream is not None:
             stream.add(index, layer.order, h, mask, y, self.buffers.counts(local))
-            return
-        sums, run.cold = cold_side.finish()
-        y.add_(sums)
-        if observe and run.cold is not None:
-            run.masks = Masks(ffn_input, mask, None if hot is None else hot.fired, run.cold.fired)
+        if cold is not None and cold_side is not None:
+            sums, run.cold = cold_side.finish()
+            y.add_(sums)
+        if observe:
+            cold_fired = None if run.cold is None else run.cold.fired
+            run.masks = Masks(ffn_input, mask, None if hot is None else hot.fired, cold_fired)
+
+    def _stream_of(self, index: int, layer: DeviceLayer, n_tokens: int) -> ColdStream | None:
+        """What brings the layer's cold neurons here for so many tokens; None where the CPU computes them."""
+        stream = self.cold_stream
+        wanted = layer.cold is not None and stream is not None and stream.wanted(index, layer.order, n_tokens)
+        return stream if wanted else None
 
     def _predict(self, layer: DeviceLayer, x: Tensor, run: LayerRun, timed: bool) -> Tensor | None:
         if layer.predictor is None:

@@ -205,7 +205,6 @@ class HybridExecutor:
             activity.record_on_device(local, neurons, counted[local])
             if run.cold is not None:
                 activity.record(local, 0, run.cold)
-            activity.predictor_s += run.predictor_s
             activity.predictor_s += sum(after.seconds_since(before) for before, after in run.predictions)
 
     def _show(self, local: int, layer: DeviceLayer, run: LayerRun, step: Step) -> None:

@@ -34,8 +34,8 @@ class HostLayer:
 class DeviceLayer:
     """A layer whose block is on the device.
 
-    hot: the FFN of the hot neurons, with the predictor inside where no neuron is cold. cold: that of the others on the
-    CPU, None where there are none. predictor: of a split layer in `predictor` mode, its rows in the order of places.
+    hot: the FFN of the hot neurons. cold: that of the others on the CPU, None where there are none. predictor: in
+    `predictor` mode, its rows in the order of places.
     """
 
     attention: AttentionBlock
@@ -122,7 +122,7 @@ class Loader:
             norm=weights.feed_forward.norm,
             hot=weights.feed_forward,
             cold=self._cold(index, order) if is_split else None,
-            predictor=weights.predictor if is_split else None,
+            predictor=weights.predictor,
             order=order,
         )
 

@@ -197,6 +197,13 @@ class HybridModel:
         with self.plan.device.enqueuing():
             return self.executor.forward(host_kernels, hidden, step)
 
+    def use_prompt_rates(self, rates: PromptRates) -> None:
+        """Decides by other rates where the cold part of prompts is computed; nothing where no layer is split."""
+        executor = self.executor
+        if (stream := executor.step.cold_stream) is not None:
+            step = replace(executor.step, cold_stream=replace(stream, rates=rates))
+            self._executor = replace(executor, step=step)
+
     def close(self) -> None:
         """Ends the thread of the CPU's side, and gives up captured steps with what they hold of the device."""
         if self._cold_side is not None:

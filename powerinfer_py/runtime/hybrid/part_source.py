@@ -123,11 +123,9 @@ class DeviceSource:
             return self._kernels.prepare_attention(block)
 
     def prepare_feed_forward(self, block: FeedForwardBlock) -> FeedForwardBlock:
-        """The block ready for the device's kernels; the predictor of a split layer is run apart from it."""
-        if self._order is not None and self._order.cold.size:
-            block = replace(block, predictor=None)
+        """The block ready for the device's kernels; the predictor is run apart from it."""
         with self._memory.into(self._region("attn")):
-            return self._kernels.prepare_feed_forward(block)
+            return self._kernels.prepare_feed_forward(replace(block, predictor=None))
 
     def _place(self, name: str, ggml_type: GGMLType, rows: int, cols: int, data: Bytes) -> Matrix:
         with self._memory.into(self._region(name)):

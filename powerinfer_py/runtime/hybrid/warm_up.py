@@ -1,8 +1,11 @@
-"""Loading a device's kernels before its memory is shared out: one layer of the model run once at every shape.
+"""Loading a device's kernels before its memory is shared out: layers of the model run once in every way there is.
 
-Kernels are compiled and loaded when they first run, and stay on the device as modules. So the model's last layer, some
-of its neurons, and the head run a whole prompt chunk and single tokens, on memory that is given back afterwards; what
-the process then still holds is what its context takes. The budget holds meanwhile too: what does not fit is left out.
+Kernels are compiled and loaded when they first run, and stay on the device as modules. So one layer of each kind that
+the model has, with many of its neurons and with few, and the head run whole prompt chunks, short ones and single
+tokens, the cold neurons on either side, on memory that is given back afterwards; what the process then still holds is
+what its context takes. The budget holds meanwhile too: what does not fit is left out. What a step can launch is
+launched here: a test compares the two. Two things are compiled when they are first used: what an observer sees, and
+products with a down projection in the order of a dense file, once for every number of hot neurons.
 """
 
 from __future__ import annotations
@@ -23,15 +26,16 @@ from powerinfer_py.placement.fixed_bytes import FixedBytes
 from powerinfer_py.placement.placement import LayerPlacement, Placement
 from powerinfer_py.placement.sizes import ModelSizes
 from powerinfer_py.runtime.host_weights import FileWeights
-from powerinfer_py.runtime.hybrid.device import Device, Held
-from powerinfer_py.runtime.hybrid.model import HybridModel, make_plan
+from powerinfer_py.runtime.hybrid.device import Device, Held, PromptRates
+from powerinfer_py.runtime.hybrid.model import Chooser, HybridModel, make_plan
 from powerinfer_py.runtime.kv_cache import KVCache
 
-# A split as most are: enough neurons for the kernels of many, and neither they nor their programs and chunks are a
-# multiple of 16, for which Triton compiles kernels of their own. More would only take memory.
-_HOT_NEURONS = 2100
-# Kernels of prompts come in tiles of 16, 32 and 64 tokens.
-_SHORT_PROMPTS = (16, 32)
+# As many as kernels of many rows take, and as few as kernels of few rows: they are compiled apart.
+_HOT_NEURONS = (2100, 1000)
+# Rates by which the cold part of a prompt is computed on the CPU, and on the device.
+_PROMPT_RATES = (PromptRates(0.0, 1.0, 0.0), PromptRates(1e30, 1.0, 1e30))
+# Up to 4 tokens are computed as single ones are; kernels of prompts come in tiles of 16, 32 and 64 tokens.
+_SHORT_PROMPTS = (4, 16, 32)
 
 
 def warm_up(
@@ -45,15 +49,40 @@ def warm_up(
     host_kernels: Kernels,
     rope: RopeTable | None,
 ) -> None:
-    """Runs the last layer and the head over a prompt chunk, and over a token for each sequence.
+    """Runs a layer of each kind and the head over prompt chunks, and over a token for each sequence.
 
     held: what the process holds on the device before. Raises BudgetError as `make_plan` does.
     """
-    config = sizes.config
-    layers = range(config.n_layer - 1, config.n_layer)
-    plan = make_plan(sizes, options, device, held.n_bytes, _placement, held.growth_bytes)
     source = FileWeights(file, host_kernels, replace(options, repack=False))
-    model = HybridModel(plan, architecture, config, sparsity, layers, source, source, host_kernels)
+    for index in _layers_of_each_kind(file, sizes.config.n_layer):
+        for n_hot in _HOT_NEURONS:
+            choose = _chooser(index, n_hot)
+            plan = make_plan(sizes, options, device, held.n_bytes, choose, held.growth_bytes)
+            layers = range(index, index + 1)
+            model = HybridModel(plan, architecture, sizes.config, sparsity, layers, source, source, host_kernels)
+            try:
+                _run_all(model, sizes, options, host_kernels, rope)
+            finally:
+                model.close()
+            # Before the next one takes its memory.
+            del model
+
+
+def _layers_of_each_kind(file: GGUFFile, n_layer: int) -> list[int]:
+    """Layers of which no two have tensors of the same types and shapes; of each kind the last, the last one last."""
+    kinds: dict[tuple[object, ...], int] = {}
+    for index in range(n_layer):
+        prefix = f"blk.{index}."
+        infos = [(name, info) for name, info in file.tensors.items() if name.startswith(prefix)]
+        kind = sorted((name.removeprefix(prefix), str(info.ggml_type), tuple(info.shape)) for name, info in infos)
+        kinds[tuple(kind)] = index
+    return sorted(kinds.values())
+
+
+def _run_all(
+    model: HybridModel, sizes: ModelSizes, options: RuntimeOptions, host_kernels: Kernels, rope: RopeTable | None
+) -> None:
+    config = sizes.config
     cache = KVCache(
         1,
         sizes.n_slots,
@@ -66,13 +95,12 @@ def warm_up(
         model.kv_regions,
     )
     model.connect(cache.layers, rope)
-    try:
-        n_tokens = min(model.n_tokens, sizes.n_ctx)
-        counts = {min(n, n_tokens) for n in (1, sizes.n_slots, *_SHORT_PROMPTS, n_tokens)}
+    n_tokens = min(model.n_tokens, sizes.n_ctx)
+    counts = {min(n, n_tokens) for n in (1, sizes.n_slots, *_SHORT_PROMPTS, n_tokens)}
+    for rates in _PROMPT_RATES:
+        model.use_prompt_rates(rates)
         for n in sorted(counts, reverse=True):
             _run(model, cache, host_kernels, rope, n)
-    finally:
-        model.close()
 
 
 def _run(model: HybridModel, cache: KVCache, host_kernels: Kernels, rope: RopeTable | None, n_tokens: int) -> None:
@@ -86,18 +114,23 @@ def _run(model: HybridModel, cache: KVCache, host_kernels: Kernels, rope: RopeTa
     model.forward(host_kernels, hidden, Step(batch, cache.layers, rope, Activity(1)))
 
 
-def _placement(sizes: ModelSizes, fixed: FixedBytes, left: int) -> Placement:
-    """The last layer on the device with some of its neurons, and the head, as far as they fit into `left` bytes."""
-    config, layer = sizes.config, sizes.layers[-1]
-    none = np.zeros(0, np.int32)
-    n_hot = min(_HOT_NEURONS, config.n_ff // 2) // layer.neuron_multiple * layer.neuron_multiple or config.n_ff
-    block_bytes = layer.block_bytes + fixed.staging
-    while n_hot and block_bytes + layer.hot_bytes(n_hot) > left:
-        n_hot = n_hot // 2 // layer.neuron_multiple * layer.neuron_multiple
-    block_on_gpu = block_bytes <= left
-    if block_on_gpu:
-        left -= block_bytes + layer.hot_bytes(n_hot)
-    hot = np.arange(n_hot, dtype=np.int32) if block_on_gpu else none
-    elsewhere = (LayerPlacement(False, none),) * (config.n_layer - 1)
-    head_on_gpu = sizes.head_bytes + fixed.head_extra <= left
-    return Placement((*elsewhere, LayerPlacement(block_on_gpu, hot)), head_on_gpu=head_on_gpu)
+def _chooser(index: int, most_hot: int) -> Chooser:
+    """Layer `index` on the device with at most so many of its neurons, and the head, as far as they fit."""
+
+    def choose(sizes: ModelSizes, fixed: FixedBytes, left: int) -> Placement:
+        config, layer = sizes.config, sizes.layers[index]
+        multiple = layer.neuron_multiple
+        n_hot = min(most_hot, config.n_ff // 2) // multiple * multiple or config.n_ff
+        block_bytes = layer.block_bytes + fixed.staging
+        while n_hot and block_bytes + layer.hot_bytes(n_hot) > left:
+            n_hot = n_hot // 2 // multiple * multiple
+        block_on_gpu = block_bytes <= left
+        if block_on_gpu:
+            left -= block_bytes + layer.hot_bytes(n_hot)
+        elsewhere = LayerPlacement(False, np.zeros(0, np.int32))
+        layers = [elsewhere] * config.n_layer
+        if block_on_gpu:
+            layers[index] = LayerPlacement(True, np.arange(n_hot, dtype=np.int32))
+        return Placement(tuple(layers), head_on_gpu=sizes.head_bytes + fixed.head_extra <= left)
+
+    return choose
