@@ -10,6 +10,9 @@ import torch
 
 from powerinfer_py.config import RuntimeOptions
 from powerinfer_py.errors import DeviceError, OptionError
+from powerinfer_py.placement.budget import SAFETY_MARGIN_BYTES, DeviceMemory
+from powerinfer_py.placement.problem import Rates
+from powerinfer_py.runtime import devices
 from powerinfer_py.runtime.devices import find_device
 from powerinfer_py.runtime.hybrid import cuda_device
 from powerinfer_py.runtime.hybrid.device import Arrangement
@@ -76,3 +79,37 @@ def test_an_index_without_a_budget_is_told(made: list[tuple[Any, ...]]) -> None:
     assert device is None
     assert "without a VRAM budget no GPU is used" in notices[0]
     assert not made
+
+
+@pytest.fixture
+def assumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "machine_rates", lambda n_threads: Rates(1e11, n_threads * 1e9, 1e-5, 1e-5, "assumed"))
+
+
+@pytest.mark.usefixtures("assumed")
+def test_rates_of_a_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices.rates_of_this_machine(3) == Rates(1e11, 3e9, 1e-5, 1e-5, "assumed")
+
+
+@pytest.mark.usefixtures("assumed")
+def test_rates_of_a_machine_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is measured in what is free but for the margin; where it cannot be used, the reason is told."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    class Measured:
+        def memory(self) -> DeviceMemory:
+            return DeviceMemory(8 << 30, 4 << 30)
+
+        def rates(self, n_threads: int, free_bytes: int) -> Rates:
+            return Rates(9e11, n_threads * 1e9, float(free_bytes), 0.0, "measured")
+
+    monkeypatch.setattr(devices, "_cuda_device", lambda _index: Measured())
+    assert devices.rates_of_this_machine(2) == Rates(9e11, 2e9, float((4 << 30) - SAFETY_MARGIN_BYTES), 0.0, "measured")
+
+    def broken(index: int) -> Measured:
+        raise DeviceError(f"GPU {index} cannot be used")
+
+    monkeypatch.setattr(devices, "_cuda_device", broken)
+    rates = devices.rates_of_this_machine(2)
+    assert (rates.gpu_bytes_per_s, rates.source) == (1e11, "CPU measured; GPU assumed: GPU 0 cannot be used")
