@@ -127,10 +127,14 @@ class CudaDevice(Device):
         return TritonKernels(self._device, allocate, allocate)
 
     def _new_host_buffer(self, n_bytes: int) -> Tensor:
-        """uint8 (n_bytes), page-locked. torch takes the next power of two of it from the driver."""
+        """uint8 (n_bytes), page-locked."""
         import torch
 
         return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
+
+    def _taken_for(self, n_bytes: int) -> int:
+        """torch takes the next power of two from the driver."""
+        return 1 << max(n_bytes - 1, 0).bit_length()
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         """Enqueues an asynchronous copy in the current stream."""

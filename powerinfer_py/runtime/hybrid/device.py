@@ -120,9 +120,14 @@ class Device(ABC):
     def host_buffer(self, n_bytes: int) -> Tensor:
         """uint8 (n_bytes) on the host, page-locked where copies need that to be asynchronous."""
         buffer = self._new_host_buffer(n_bytes)
-        self.host_bytes += n_bytes
-        weakref.finalize(buffer.untyped_storage(), self._host_buffer_gone, n_bytes)
+        taken = self._taken_for(n_bytes)
+        self.host_bytes += taken
+        weakref.finalize(buffer.untyped_storage(), self._host_buffer_gone, taken)
         return buffer
+
+    def _taken_for(self, n_bytes: int) -> int:
+        """What a host buffer of `n_bytes` takes of the host's memory."""
+        return n_bytes
 
     @abstractmethod
     def _new_host_buffer(self, n_bytes: int) -> Tensor:
