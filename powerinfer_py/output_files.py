@@ -39,12 +39,27 @@ def write_bytes(path: Path, data: bytes, advice: str = "") -> None:
                 temporary.unlink()
 
 
+def require_writable(path: Path) -> None:
+    """Raises PowerInferError where a file could not be put under `path` now: to be asked before hours of work."""
+    with _reported(path, "write"):
+        refuse_unlike_file(path)
+        _try_file(path.parent)
+
+
+def require_writable_folder(path: Path) -> None:
+    """The same of a folder to be filled, which need not be there: what is made to find out goes again."""
+    with _reported(path, "write into this folder"):
+        for folder in (path, *path.parents):
+            with suppress(FileNotFoundError):
+                _try_file(folder)
+                return
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder and those above it. Raises PowerInferError."""
-    try:
+    with _reported(path, "make this folder"):
         path.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise PowerInferError(f"{printable(str(path))}: cannot make this folder: {_reason(error)}") from None
 
 
 @contextmanager
@@ -71,10 +86,8 @@ def locked_folder(path: Path, work: str) -> Iterator[None]:
 
 def remove(path: Path) -> None:
     """Removes a file; one that is not there is fine. Raises PowerInferError."""
-    try:
+    with _reported(path, "remove"):
         path.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:
-        raise PowerInferError(f"{printable(str(path))}: cannot remove: {_reason(error)}") from None
 
 
 def _sync_folder(path: Path) -> None:
@@ -88,6 +101,24 @@ def _sync_folder(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def _try_file(folder: Path) -> None:
+    """Makes a file in `folder` and removes it. The system's answer counts, not what the permissions seem to say."""
+    temporary, descriptor = create_locked(folder)
+    try:
+        temporary.unlink()
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _reported(path: Path, work: str) -> Iterator[None]:
+    """What the system refuses, or a name that no file can have, as PowerInferError; `work` in words."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise PowerInferError(f"{printable(str(path))}: cannot {work}: {_reason(error)}") from None
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from powerinfer_py.cli.command import run_command, version_line
@@ -72,8 +73,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from powerinfer_py.convert.quantise import plan_quantisation, quantise_model
     from powerinfer_py.gguf import open_gguf
     from powerinfer_py.kernels.quantisation import make_quantizer
+    from powerinfer_py.output_files import require_writable
     from powerinfer_py.runtime.threads import default_threads
 
+    if not arguments.dry_run:
+        require_writable(Path(arguments.target))
     quantizer = make_quantizer(default_threads() if arguments.threads is None else arguments.threads)
     with open_gguf(arguments.source) as file:
         plan = plan_quantisation(

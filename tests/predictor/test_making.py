@@ -243,7 +243,7 @@ def test_folders_of_others_are_left_alone(finished: tuple[Path, Report], inputs:
             make_predictors(job(inputs, mine, **changed))
     assert contents(mine) == contents(finished[0])
     (tmp_path / "file").write_text("")
-    with pytest.raises(PowerInferError, match="cannot make this folder"):
+    with pytest.raises(PowerInferError, match="cannot write into this folder: Not a directory"):
         make_predictors(job(inputs, tmp_path / "file"))
 
 
