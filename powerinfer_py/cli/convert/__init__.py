@@ -48,7 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
         "paths",
         metavar="MODEL [PREDICTOR_DIR]",
         nargs="*",
-        help="folder of the checkpoint, or a GGUF file; folder of its predictors, model_{i}.pt for layer i",
+        help="folder of the checkpoint, or a GGUF file; folder of its predictors, model_{i}.pt for layer i or "
+        "predictors.safetensors",
     )
     parser.add_argument("--outfile", metavar="FILE", help="the file to write (default: a name beside the model)")
     parser.add_argument(
