@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from powerinfer_py.errors import OptionError, PowerInferError, printable
-from powerinfer_py.gguf.leftovers import create_locked, refuse_unlike_file, remove_leftovers
+from powerinfer_py.gguf.leftovers import create_locked, refuse_unlike_file, remove_leftovers, sync_folder
 
 
 def write_bytes(path: Path, data: bytes, advice: str = "") -> None:
@@ -30,7 +30,7 @@ def write_bytes(path: Path, data: bytes, advice: str = "") -> None:
             file.flush()
             os.fsync(file.fileno())
             temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except (OSError, ValueError) as error:
         raise PowerInferError(f"{printable(str(path))}: cannot write: {_reason(error)}{advice}") from None
     finally:
@@ -88,19 +88,6 @@ def remove(path: Path) -> None:
     """Removes a file; one that is not there is fine. Raises PowerInferError."""
     with _reported(path, "remove"):
         path.unlink(missing_ok=True)
-
-
-def _sync_folder(path: Path) -> None:
-    """A rename is on disk only when the folder is."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems cannot sync a folder.
-        if error.errno != errno.EINVAL:
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _try_file(folder: Path) -> None:
