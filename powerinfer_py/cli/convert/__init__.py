@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from powerinfer_py.cli.command import run_command, version_line
+from powerinfer_py.cli.command import command_parser, run_command, version_line
 from powerinfer_py.cli.predictor_size import rank, share
 
 PROG = "powerinfer-convert"
@@ -36,13 +36,11 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
-        prog=PROG,
+    parser = command_parser(
+        PROG,
+        _DESCRIPTION,
+        _EXAMPLES,
         usage="%(prog)s MODEL [PREDICTOR_DIR] [options]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "paths",

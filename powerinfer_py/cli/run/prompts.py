@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from powerinfer_py.cli.run.values import unescape
 from powerinfer_py.cli.streams import remark
+from powerinfer_py.cli.values import unescape
 from powerinfer_py.errors import FileFormatError, OptionError, printable
 
 if TYPE_CHECKING:
