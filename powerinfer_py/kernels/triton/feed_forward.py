@@ -96,10 +96,6 @@ class _Call:
         """The mask where neurons without it need not be read."""
         return None if self.dense else self.mask
 
-    def new_hidden(self) -> Tensor:
-        """What the neurons give: float32 (n_tokens, n), not written yet."""
-        return self.allocate((self.n_tokens, self.n), torch.float32)
-
     def tally(
         self, counted: Tensor, downs: Tensor | None, chosen: Lists | None, *, program_rows: int, chunk_rows: int
     ) -> None:
@@ -126,7 +122,7 @@ def _few_tokens(call: _Call) -> None:
         lists.list_active(call.skipping, *chosen)
     config = row_config_of(call.neurons, call.x.device)
     counted = allocate((n_tokens, launch.cdiv(n, config.rows), 3), torch.int32)
-    hidden = call.new_hidden()
+    hidden = allocate((n_tokens, n), torch.float32)
     hidden_rows(
         call.neurons,
         call.x,
@@ -164,8 +160,9 @@ def _many_tokens(call: _Call) -> None:
         union = allocate((n,), torch.int32), allocate((1,), torch.int32)
         lists.list_active_of_any(call.skipping, allocate((n,), torch.uint8), *union)
     config = tile_config_of(call.neurons, n_tokens, call.x.device)
-    counted = allocate((launch.cdiv(n_tokens, config.tokens), launch.cdiv(n, config.rows), 3), torch.int32)
-    hidden = call.new_hidden()
+    n_tiles = launch.cdiv(n_tokens, config.tokens)
+    counted = allocate((n_tiles, launch.cdiv(n, config.rows), 3), torch.int32)
+    hidden = allocate((n_tokens, n), torch.float32)
     hidden_tiles(
         call.neurons,
         call.x,
