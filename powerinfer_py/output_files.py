@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from powerinfer_py.errors import OptionError, PowerInferError, printable
-from powerinfer_py.gguf.leftovers import create_locked, refuse_unlike_file, remove_leftovers
+from powerinfer_py.gguf.leftovers import create_locked, refuse_unlike_file, remove_leftovers, sync_folder
 
 
 def write_bytes(path: Path, data: bytes, advice: str = "") -> None:
@@ -30,7 +30,7 @@ def write_bytes(path: Path, data: bytes, advice: str = "") -> None:
             file.flush()
             os.fsync(file.fileno())
             temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except (OSError, ValueError) as error:
         raise PowerInferError(f"{printable(str(path))}: cannot write: {_reason(error)}{advice}") from None
     finally:
@@ -39,12 +39,27 @@ def write_bytes(path: Path, data: bytes, advice: str = "") -> None:
                 temporary.unlink()
 
 
+def require_writable(path: Path) -> None:
+    """Raises PowerInferError where a file could not be put under `path` now: to be asked before hours of work."""
+    with _reported(path, "write"):
+        refuse_unlike_file(path)
+        _try_file(path.parent)
+
+
+def require_writable_folder(path: Path) -> None:
+    """The same of a folder to be filled, which need not be there: what is made to find out goes again."""
+    with _reported(path, "write into this folder"):
+        for folder in (path, *path.parents):
+            with suppress(FileNotFoundError):
+                _try_file(folder)
+                return
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder and those above it. Raises PowerInferError."""
-    try:
+    with _reported(path, "make this folder"):
         path.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise PowerInferError(f"{printable(str(path))}: cannot make this folder: {_reason(error)}") from None
 
 
 @contextmanager
@@ -71,23 +86,26 @@ def locked_folder(path: Path, work: str) -> Iterator[None]:
 
 def remove(path: Path) -> None:
     """Removes a file; one that is not there is fine. Raises PowerInferError."""
-    try:
+    with _reported(path, "remove"):
         path.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:
-        raise PowerInferError(f"{printable(str(path))}: cannot remove: {_reason(error)}") from None
 
 
-def _sync_folder(path: Path) -> None:
-    """A rename is on disk only when the folder is."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _try_file(folder: Path) -> None:
+    """Makes a file in `folder` and removes it. The system's answer counts, not what the permissions seem to say."""
+    temporary, descriptor = create_locked(folder)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems cannot sync a folder.
-        if error.errno != errno.EINVAL:
-            raise
+        temporary.unlink()
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _reported(path: Path, work: str) -> Iterator[None]:
+    """What the system refuses, or a name that no file can have, as PowerInferError; `work` in words."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise PowerInferError(f"{printable(str(path))}: cannot {work}: {_reason(error)}") from None
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -40,7 +40,7 @@ from powerinfer_py.convert.gguf_source import convert_gguf
 from powerinfer_py.errors import OptionError
 from powerinfer_py.gguf import GGUFFile, fingerprint, open_gguf
 from powerinfer_py.models.hyperparameters import read_config
-from powerinfer_py.output_files import make_folder
+from powerinfer_py.output_files import make_folder, require_writable
 from powerinfer_py.predictor.collection import Collection
 from powerinfer_py.predictor.files import read_json, sha256, write_json
 from powerinfer_py.predictor.first_rows import read_first_rows
@@ -285,9 +285,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             decode=arguments.decode,
             threads=arguments.threads,
         )
-        result = compare(job)
         if arguments.output is not None:
             make_folder(arguments.output.parent)
+            require_writable(arguments.output)
+        result = compare(job)
+        if arguments.output is not None:
             write_json(arguments.output, asdict(result))
         Console(stderr=True).print(table(result))
         print(json.dumps(asdict(result)))

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from powerinfer_py.convert.predictor_files import find_layers
 from powerinfer_py.errors import ModelError
 from powerinfer_py.predictor.calibration import THRESHOLD, LowRank, calibrated, steady_sum
 from powerinfer_py.predictor.first_rows import FirstRows
@@ -23,7 +24,6 @@ from powerinfer_py.predictor.recall import LayerRecall
 from powerinfer_py.predictor.training import TrainingOptions, train_layer
 from powerinfer_py.predictor.untrained import untrained_svd
 from powerinfer_py.predictor.windows import Role
-from powerinfer_py.tensor_files import load_state
 
 # Predictors that are made here or read from a folder.
 MADE = ("trained", "svd", "svd_without_text")
@@ -110,10 +110,11 @@ def _predictor(method: str, layer: int, data: LayerData, first: FirstRows, setti
 
 
 def _read(folder: Path, layer: int, data: LayerData) -> LowRank:
-    state = load_state(folder / f"model_{layer}.pt")
-    fc1, fc2 = state.get("fc1.weight"), state.get("fc2.weight")
-    fits = fc1 is not None and fc2 is not None and fc1.dim() == 2
-    if not fits or fc1.shape[1] != data.n_embd or fc2.shape != (data.n_ff, fc1.shape[0]):
+    file = find_layers(folder).get(layer)
+    if file is None:
+        raise ModelError(f"{folder}: no predictor for layer {layer}")
+    fc1, fc2 = file.load()
+    if fc1.shape[1] != data.n_embd or fc2.shape != (data.n_ff, fc1.shape[0]):
         raise ModelError(f"{folder}: the predictor of layer {layer} does not fit the model")
     return LowRank(fc1.float(), fc2.float())
 

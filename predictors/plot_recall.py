@@ -17,7 +17,7 @@ from typing import Any
 from powerinfer_py.cli.command import run_command
 from powerinfer_py.errors import FileFormatError
 from powerinfer_py.predictor.files import read_json
-from powerinfer_py.profiler.plot import require_matplotlib, save_picture
+from powerinfer_py.profiler.plot import require_picture, save_picture
 
 KEYS = ("layer", "recall", "precision", "predicted_share", "fired_share", "bytes")
 
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def run() -> int:
-        require_matplotlib(arguments.output)
+        require_picture(arguments.output)
         layers = read_layers(arguments.results)
         draw(layers, arguments.output)
         print(json.dumps({method: named_per_fired(entries) for method, entries in layers.items()}))

@@ -36,7 +36,7 @@ from powerinfer_py.output_files import make_folder
 from powerinfer_py.placement.statistics.layer_files import captured_shares, read_activations
 from powerinfer_py.placement.statistics.profile import PROFILE_NAME, read_profile
 from powerinfer_py.predictor.files import write_json
-from powerinfer_py.profiler.plot import require_matplotlib, save_picture
+from powerinfer_py.profiler.plot import require_picture, save_picture
 
 SCRIPT = "compare_corpora"
 Counts = npt.NDArray[np.float64]
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not 0 < arguments.share <= 1:
             raise OptionError("--share must lie above 0 and at most 1")
         if arguments.plot is not None:
-            require_matplotlib(arguments.plot)
+            require_picture(arguments.plot)
         result = compare(arguments.a, arguments.b, arguments.share, arguments.names)
         if arguments.output is not None:
             make_folder(arguments.output.parent)

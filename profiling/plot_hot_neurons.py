@@ -19,7 +19,7 @@ import numpy.typing as npt
 from powerinfer_py.cli.command import run_command
 from powerinfer_py.errors import OptionError
 from powerinfer_py.placement.statistics.layer_files import captured_shares, read_activations
-from powerinfer_py.profiler.plot import require_matplotlib, save_picture
+from powerinfer_py.profiler.plot import require_picture, save_picture
 
 
 def hot_share(counts: npt.NDArray[np.float64], share: float) -> float:
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def run() -> int:
-        require_matplotlib(arguments.output)
+        require_picture(arguments.output)
         if not 0 < arguments.share <= 1:
             raise OptionError("--share must lie above 0 and at most 1")
         layers = read_activations(arguments.folder)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
+# Bytes of a value of each type whose values are all of one size.
+SCALAR_BYTES = {U8: 1, I8: 1, U16: 2, I16: 2, U32: 4, I32: 4, F32: 4, BOOL: 1, U64: 8, I64: 8, F64: 8}
 ALIGNMENT = 32
 
 

@@ -12,7 +12,14 @@ import pytest
 
 from powerinfer_py.errors import OptionError, PowerInferError
 from powerinfer_py.gguf.leftovers import remove_leftovers
-from powerinfer_py.output_files import locked_folder, make_folder, remove, write_bytes
+from powerinfer_py.output_files import (
+    locked_folder,
+    make_folder,
+    remove,
+    require_writable,
+    require_writable_folder,
+    write_bytes,
+)
 
 # Says so when all of its bytes are in the temporary file, and waits to be told to go on.
 WRITER = """
@@ -87,6 +94,22 @@ def test_what_cannot_be_is_one_error(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b")
     make_folder(tmp_path / "a" / "b")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["file"]
+
+
+def test_a_place_is_tried_without_a_trace(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"before")
+    require_writable(tmp_path / "file")
+    require_writable(tmp_path / "new")
+    require_writable_folder(tmp_path)
+    require_writable_folder(tmp_path / "a" / "b")
+    for path in (tmp_path / "a" / "b", tmp_path / "file" / "x", tmp_path / "a\0b", tmp_path, Path("/dev/null")):
+        with pytest.raises(PowerInferError, match="cannot write"):
+            require_writable(path)
+    for path in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / "a\0b"):
+        with pytest.raises(PowerInferError, match="cannot write into this folder"):
+            require_writable_folder(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"before"
 
 
 def test_a_folder_is_for_one_process_at_a_time(tmp_path: Path) -> None:

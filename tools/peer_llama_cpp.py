@@ -6,7 +6,6 @@ times are those of forwards, the logits in reach, without sampling.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from time import perf_counter
@@ -14,12 +13,10 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-
-SHORT_PROMPT = 16
-WARM_UP = 8
+from peer_engine import SHORT_PROMPT, WARM_UP, PeerModel, measure, parser
 
 
-class Model:
+class Model(PeerModel):
     """A model and one context on the CPU."""
 
     def __init__(self, path: str, threads: int, n_ctx: int) -> None:
@@ -53,52 +50,18 @@ class Model:
             raise SystemExit(f"llama_decode returned {code}")
         return elapsed, int(np.ctypeslib.as_array(logits, (self.n_vocab,)).argmax())
 
-    def decode(self, n: int, seed: int) -> float:
-        """Seconds of `n` greedy tokens after a short prompt."""
-        self.forget()
-        _, token = self.forward(self.random_ids(SHORT_PROMPT, seed))
-        total = 0.0
-        for _ in range(n):
-            elapsed, token = self.forward([token])
-            total += elapsed
-        return total
-
-    def random_ids(self, n: int, seed: int) -> list[int]:
-        """Ordinary tokens; the first ones of a vocabulary are often special."""
-        ids: list[int] = np.random.default_rng(seed).integers(self.n_vocab // 4, self.n_vocab, n).tolist()
-        return ids
-
-
-def measure(options: argparse.Namespace) -> dict[str, object]:
-    """Tokens per second of prompt and decode."""
-    started = perf_counter()
-    model = Model(options.model, options.threads, options.prompt + options.n + SHORT_PROMPT + WARM_UP)
-    load_s = perf_counter() - started
-    model.decode(WARM_UP, 0)
-    prompt_rate = None
-    for seed in (1, 2) if options.prompt else ():
-        # The first one warms up.
-        model.forget()
-        prompt_rate = options.prompt / model.forward(model.random_ids(options.prompt, seed))[0]
-    return {
-        "engine": "llama.cpp",
-        "version": llama_cpp.__version__,
-        "system_info": llama_cpp.llama_print_system_info().decode(),
-        "threads": options.threads,
-        "decode_tokens_per_s": options.n / model.decode(options.n, 3),
-        "prompt_tokens_per_s": prompt_rate,
-        "load_s": load_s,
-    }
-
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the result as one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--n", type=int, default=32, help="tokens to decode")
-    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt that is timed; 0 for none")
-    print(json.dumps(measure(parser.parse_args(argv))))
+    options = parser(__doc__, "model").parse_args(argv)
+    n_ctx = options.prompt + options.n + SHORT_PROMPT + WARM_UP
+    result = measure(lambda: Model(options.model, options.threads, n_ctx), options)
+    about = {
+        "engine": "llama.cpp",
+        "version": llama_cpp.__version__,
+        "system_info": llama_cpp.llama_print_system_info().decode(),
+    }
+    print(json.dumps(about | result))
     return 0
 
 

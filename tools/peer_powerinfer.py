@@ -14,10 +14,11 @@ import sys
 from random import Random
 from string import ascii_lowercase
 
+from peer_engine import SHORT_PROMPT, parser
+
 TIMING = re.compile(
     r"llama_print_timings:\s+(?P<phase>prompt eval|eval) time =\s*(?P<ms>[\d.]+) ms /\s*(?P<n>\d+) (?:runs|tokens)"
 )
-SHORT_PROMPT = 16
 # Measured over 500 letters. Before the text come BOS and the three bytes of the space that SentencePiece puts there.
 LETTERS_PER_TOKEN = 2.34
 TOKENS_BEFORE_TEXT = 4
@@ -65,13 +66,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the result as one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary")
-    parser.add_argument("model")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--n", type=int, default=32, help="tokens to decode")
-    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt that is timed; 0 for none")
-    print(json.dumps(measure(parser.parse_args(argv))))
+    print(json.dumps(measure(parser(__doc__, "binary", "model").parse_args(argv))))
     return 0
 
 

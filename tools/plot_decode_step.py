@@ -30,6 +30,7 @@ from powerinfer_py.generation.benchmark import random_ids
 from powerinfer_py.kernels import composition
 from powerinfer_py.kernels.cpu import NativeKernels
 from powerinfer_py.models.batch import ForwardBatch
+from powerinfer_py.profiler.plot import require_picture
 
 CONTEXT = 16
 LABELS = {
@@ -210,6 +211,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     loading = {"sparsity": options.sparsity, "threads": options.threads, "max_batch": 1}
     try:
+        if options.png is not None:
+            require_picture(options.png)
         with LLM(options.model, context_length=CONTEXT + options.n + 1, **loading) as llm:
             runs = {
                 "as it runs": profile(llm, options.n, apart=False),

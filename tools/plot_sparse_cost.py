@@ -21,9 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from powerinfer_py.errors import PowerInferError
 from powerinfer_py.gguf.types import GGMLType, row_bytes
 from powerinfer_py.kernels.cpu import NativeKernels
 from powerinfer_py.kernels.matrix import Matrix
+from powerinfer_py.profiler.plot import require_picture
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -141,6 +143,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--png", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
+    if options.png is not None:
+        try:
+            require_picture(options.png)
+        except PowerInferError as error:
+            print(f"plot_sparse_cost: {error}", file=sys.stderr)
+            return 1
     # torch's own threads spin for a while after a parallel operation, such as making a mask of more than 3,000 neurons,
     # and would take the cores from the kernels under test: rows came at 14 GB/s instead of 20.
     torch.set_num_threads(1)

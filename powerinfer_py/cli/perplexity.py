@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from powerinfer_py.cli.cache_types import add_cache_options, cache_types
-from powerinfer_py.cli.command import run_command, version_line
+from powerinfer_py.cli.command import command_parser, run_command, version_line
 from powerinfer_py.cli.streams import remark
 
 if TYPE_CHECKING:
@@ -43,15 +43,13 @@ compared with."""
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    from powerinfer_py.cli.run.values import integer
+    from powerinfer_py.cli.values import integer
 
     count = integer(1)
-    parser = argparse.ArgumentParser(
-        prog=PROG,
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        PROG,
+        _DESCRIPTION,
+        _EPILOG,
     )
     parser.add_argument("-m", "--model", metavar="FILE", required=True, help="model file")
     parser.add_argument("-f", "--file", metavar="TEXT", required=True, help="UTF-8 text file, - for standard input")
@@ -166,7 +164,7 @@ def _measure(
 
 
 def _print_report(result: PerplexityResult, recall: RecallCounter | None) -> None:
-    from powerinfer_py.cli.inspect.tables import key_value_table, make_console
+    from powerinfer_py.cli.tables import key_value_table, make_console
 
     perplexity, shares = result.perplexity, result.shares
     rows = [

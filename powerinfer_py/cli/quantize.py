@@ -7,11 +7,12 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from powerinfer_py.cli.command import run_command, version_line
-from powerinfer_py.cli.run.values import integer
+from powerinfer_py.cli.command import command_parser, run_command, version_line
 from powerinfer_py.cli.streams import remark
+from powerinfer_py.cli.values import integer
 
 if TYPE_CHECKING:
     from powerinfer_py.convert.quantise import Keep, QuantisationPlan
@@ -35,12 +36,10 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
-        prog=PROG,
-        description="Write a model (GGUF or PowerInfer file, predictors included) with its matrices in another type.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        PROG,
+        "Write a model (GGUF or PowerInfer file, predictors included) with its matrices in another type.",
+        _EXAMPLES,
     )
     parser.add_argument("source", metavar="IN", help="model file; any part of a split model")
     parser.add_argument("target", metavar="OUT", help="file to be written, in one piece")
@@ -72,8 +71,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from powerinfer_py.convert.quantise import plan_quantisation, quantise_model
     from powerinfer_py.gguf import open_gguf
     from powerinfer_py.kernels.quantisation import make_quantizer
+    from powerinfer_py.output_files import require_writable
     from powerinfer_py.runtime.threads import default_threads
 
+    if not arguments.dry_run:
+        require_writable(Path(arguments.target))
     quantizer = make_quantizer(default_threads() if arguments.threads is None else arguments.threads)
     with open_gguf(arguments.source) as file:
         plan = plan_quantisation(
@@ -184,7 +186,7 @@ def _summary(
 
 
 def _print_tables(plan: QuantisationPlan, errors: dict[str, float], *, listed: bool) -> None:
-    from powerinfer_py.cli.inspect.tables import make_console, size_text
+    from powerinfer_py.cli.tables import make_console, make_table, size_text
 
     console = make_console()
     if listed:
@@ -199,29 +201,19 @@ def _print_tables(plan: QuantisationPlan, errors: dict[str, float], *, listed: b
             )
             for row in _tensor_rows(plan, errors)
         )
-        console.print(_table(("tensor", "shape", "before", "after", "size", "NMSE"), rows))
+        console.print(make_table(None, _columns("tensor", "shape", "before", "after", "size", "NMSE"), rows))
     shares = _shares(plan)
     lines = [(name, str(n), size_text(size), str(m), size_text(new)) for name, n, size, m, new in shares]
     before, after = sum(share[2] for share in shares), sum(share[4] for share in shares)
     n_tensors = str(len(plan.tensors))
     total = f"{size_text(after)} ({after / before:.1%})" if before else size_text(after)
     lines.append(("all", n_tensors, size_text(before), n_tensors, total))
-    console.print(_table(("type", "tensors before", "size before", "tensors after", "size after"), lines))
+    columns = _columns("type", "tensors before", "size before", "tensors after", "size after")
+    console.print(make_table(None, columns, lines))
 
 
-def _table(columns: Sequence[str], rows: Any) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    from powerinfer_py.errors import printable
-
-    table = Table(box=None)
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        # Text, not str: a bracket in a tensor's name is no markup.
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    return table
+def _columns(first: str, *others: str) -> tuple[tuple[str, str], ...]:
+    return (first, "left"), *((name, "right") for name in others)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Temporary files of writers: what they may replace, and those of killed ones told apart by a lock and removed.
+"""Temporary files of writers: what they may replace, how their names reach the disk, and which a killed one left.
 
 A writer holds an exclusive lock on its temporary file from creation on; the system drops it with the process.
 Invariant: a file that a living writer holds is never removed, and a writer never goes on with a file that was.
@@ -55,6 +55,19 @@ def remove_leftovers(folder: Path) -> None:
         for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
             with suppress(OSError):
                 _remove_unless_held(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """A rename is on disk only when the folder is. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a folder; the file itself is on disk by now.
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _remove_unless_held(path: Path) -> None:

@@ -6,7 +6,6 @@ disk; it appears only through a rename after fsync, and a writer that fails remo
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import struct
@@ -22,7 +21,7 @@ import numpy.typing as npt
 from powerinfer_py.errors import PowerInferError, printable
 from powerinfer_py.gguf.encoding import encode_text, encode_value
 from powerinfer_py.gguf.keys import ALIGNMENT
-from powerinfer_py.gguf.leftovers import create_locked, refuse_unlike_file, remove_leftovers
+from powerinfer_py.gguf.leftovers import create_locked, refuse_unlike_file, remove_leftovers, sync_folder
 from powerinfer_py.gguf.metadata import MAX_KEY_BYTES, MetadataEntry, MetadataValue
 from powerinfer_py.gguf.shard import DEFAULT_ALIGNMENT, MAX_ALIGNMENT
 from powerinfer_py.gguf.tensors import MAX_DIMS, MAX_NAME_BYTES, padded
@@ -231,7 +230,7 @@ class _AtomicFile:
             finally:
                 with suppress(OSError):
                     os.close(keeper)
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
 
     def discard(self) -> None:
         """Removes the temporary file; nothing happens where there is none any more."""
@@ -252,15 +251,3 @@ class _AtomicFile:
             self.discard()
             reason = error.strerror if isinstance(error, OSError) else "no possible file name"
             raise PowerInferError(f"{printable(str(self._path))}: cannot write: {reason}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems cannot sync a folder; the file itself is on disk by now.
-        if error.errno != errno.EINVAL:
-            raise
-    finally:
-        os.close(descriptor)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from powerinfer_py.convert.predictor_files import ABOUT, ALL_LAYERS, CONFIG
 from powerinfer_py.errors import FileFormatError, OptionError, printable
 from powerinfer_py.output_files import make_folder
 from powerinfer_py.predictor.calibration import THRESHOLD, LowRank
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STATE = "training.json"
-CONFIG = "config.json"
-ALL_LAYERS = "predictors.safetensors"
 COLLECTED = "collected"
 _FOREIGN = re.compile(rf"model_\d+\.pt|{re.escape(CONFIG)}|{re.escape(ALL_LAYERS)}")
 
@@ -116,7 +115,7 @@ class PredictorFolder:
             tensors |= {f"blk.{layer}.{name}": tensor for name, tensor in state.items()}
         # One key: safetensors writes several in another order each time, and the same work shall give the same bytes.
         about = {"sparse_threshold": THRESHOLD, "settings": self._settings}
-        metadata = {"predictors": json.dumps(about, sort_keys=True)}
+        metadata = {ABOUT: json.dumps(about, sort_keys=True)}
         write_part(self.path / ALL_LAYERS, save(tensors, metadata))
         write_json(self.path / CONFIG, {"sparse_threshold": THRESHOLD})
 

@@ -17,7 +17,7 @@ from powerinfer_py.config import ModelConfig
 from powerinfer_py.errors import DeviceError, ModelError, OptionError, PowerInferError, printable
 from powerinfer_py.gguf import GGUFFile, fingerprint, open_gguf
 from powerinfer_py.models.hyperparameters import read_config
-from powerinfer_py.output_files import locked_folder
+from powerinfer_py.output_files import locked_folder, require_writable_folder
 from powerinfer_py.predictor.calibration import LowRank, calibrated, measure, steady_sum
 from powerinfer_py.predictor.collection import Collection, Steps, no_steps
 from powerinfer_py.predictor.first_rows import FirstRows, read_first_rows
@@ -105,6 +105,7 @@ def make_predictors(job: Job, remark: Remark = lambda _line: None, steps: Steps 
     with the model, the texts, the folder or the settings; what was finished is kept.
     """
     _require_device(job.device)
+    require_writable_folder(job.output)
     with open_gguf(job.model) as file:
         config = _sparse_config(file)
         windows = _windows(job, file, config)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from powerinfer_py.errors import FileFormatError, OptionError, printable
+from powerinfer_py.output_files import require_writable_folder
 from powerinfer_py.predictor.files import read_json
 from powerinfer_py.predictor.folder import STATE, LayerSummary, PredictorFolder
 
@@ -24,6 +25,7 @@ def merge_folders(sources: Sequence[Path], output: Path) -> tuple[LayerSummary, 
     """
     if not sources:
         raise OptionError("no folder to merge")
+    require_writable_folder(output)
     records = [_record(source) for source in sources]
     settings: dict[str, Any] = records[0]["settings"]
     ranks: list[int] = records[0]["ranks"]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from powerinfer_py.errors import OptionError
-from powerinfer_py.kernels.feed_forward import predict
 from powerinfer_py.runtime.engine import Engine
 
 if TYPE_CHECKING:
@@ -62,8 +61,7 @@ class RecallCounter:
         local = layer - engine.layers.start
         predictor = engine.transformer.weights.layers[local].predictor
         assert predictor is not None  # the constructor refused a model without
-        threshold = engine.config.sparse_threshold
-        mask = predict(engine.kernels, predictor.fc1, predictor.fc2, predictor_input, threshold)
+        mask = engine.kernels.predict(predictor, predictor_input, engine.config.sparse_threshold)
         counts = self.layers[local]
         counts.neurons += fired.numel()
         counts.predicted += int(mask.count_nonzero())

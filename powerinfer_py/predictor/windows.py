@@ -7,6 +7,7 @@ measured on was seen while it was trained.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -20,6 +21,8 @@ from powerinfer_py.tokenizer.tokenizer import Tokenizer
 
 # Of every ten windows in a row one measures and one calibrates.
 CYCLE = 10
+# Of a text from a pipe or a device: some 250 million tokens. A device such as /dev/zero never ends.
+_MAX_STREAM_BYTES = 1 << 30
 
 
 class Role(IntEnum):
@@ -72,7 +75,7 @@ def read_texts(paths: Sequence[Path]) -> list[str]:
     texts: list[str] = []
     for path in paths:
         try:
-            text = path.read_text(encoding="utf-8")
+            text = _read(path)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise OptionError(f"{printable(str(path))}: cannot read: {reason}") from None
@@ -85,6 +88,18 @@ def read_texts(paths: Sequence[Path]) -> list[str]:
             )
         texts.append(text)
     return texts
+
+
+def _read(path: Path) -> str:
+    """The whole text, line ends as in text files. Raises OSError, ValueError; OptionError for one without end."""
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    with path.open("rb") as file:
+        data = file.read(_MAX_STREAM_BYTES + 1)
+    if len(data) > _MAX_STREAM_BYTES:
+        most = f"{_MAX_STREAM_BYTES >> 20} MiB"
+        raise OptionError(f"{printable(str(path))}: is no file and gives more than {most}: write it to one")
+    return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()
 
 
 def cut_windows(

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from powerinfer_py.config import Sparsity
-from powerinfer_py.kernels.feed_forward import predict
 from powerinfer_py.placement.statistics.counts import ActivationCounts, Counts
 from powerinfer_py.runtime.engine import Engine
 
@@ -52,7 +51,7 @@ class ActivationCounter:
         engine = self._engine
         predictor = engine.transformer.weights.layers[layer - engine.layers.start].predictor
         assert predictor is not None  # counts of predictions exist only for models with predictors
-        return predict(engine.kernels, predictor.fc1, predictor.fc2, x, engine.config.sparse_threshold)
+        return engine.kernels.predict(predictor, x, engine.config.sparse_threshold)
 
 
 def _per_neuron(mask: npt.NDArray[np.bool_]) -> Counts:

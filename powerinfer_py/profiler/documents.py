@@ -19,6 +19,8 @@ STANDARD_INPUT = "-"
 # Chapters of a novel in the public domain; calibration/README.md names source and licence.
 CALIBRATION_TEXT = Path(__file__).parent / "calibration" / "persuasion.txt"
 _BLOCK_BYTES = 1 << 20
+# Of a text that is kept since it cannot be read twice: some 250 million tokens. A device such as /dev/zero never ends.
+_MAX_STREAM_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,9 @@ def _scan(name: str, file: IO[bytes], *, keep: bool) -> Document:
         n_bytes += len(block)
         if keep:
             kept += block
+            if n_bytes > _MAX_STREAM_BYTES:
+                most = f"{_MAX_STREAM_BYTES >> 20} MiB"
+                raise FileFormatError(f"is no file and gives more than {most}: write it to one", path=name)
     _decoded(decoder, b"", n_bytes, name, final=True)
     if not has_text:
         raise OptionError(f"{printable(name)}: the text is empty")

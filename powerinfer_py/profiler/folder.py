@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from powerinfer_py.errors import FileFormatError, OptionError, PowerInferError, printable
-from powerinfer_py.output_files import locked_folder, remove, write_bytes
+from powerinfer_py.output_files import locked_folder, remove, require_writable, write_bytes
 from powerinfer_py.placement.statistics.layer_files import layer_files
 from powerinfer_py.placement.statistics.profile import (
     PROFILE_NAME,
@@ -70,6 +70,10 @@ class ProfileFolder:
         if self._overwrite:
             return None
         raise self._refusal("an unfinished run over other text, with other settings or of another model")
+
+    def require_writable(self) -> None:
+        """Raises PowerInferError where nothing can be saved."""
+        require_writable(self.path / STATE_NAME)
 
     def save_state(self, profile: ActivationProfile) -> None:
         """Keeps what was counted so far. Raises PowerInferError; the state saved before then stays."""

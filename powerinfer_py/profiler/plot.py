@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from powerinfer_py.errors import OptionError, UnsupportedError, printable
-from powerinfer_py.output_files import write_bytes
+from powerinfer_py.output_files import require_writable, write_bytes
 from powerinfer_py.placement.statistics.profile import ActivationProfile
 from powerinfer_py.profiler.report import HOT_SHARE, curve, layer_figures
 
@@ -29,6 +29,12 @@ def require_matplotlib(output: Path) -> None:
         raise OptionError(f"{printable(str(output))}: the name of a picture must end in {', '.join(SUFFIXES)}")
     if find_spec("matplotlib") is None:
         raise UnsupportedError("a picture needs matplotlib, which is not installed: pip install 'powerinfer-py[plot]'")
+
+
+def require_picture(output: Path) -> None:
+    """What would keep a picture from being made, before the work: as `require_matplotlib` and `require_writable`."""
+    require_matplotlib(output)
+    require_writable(output)
 
 
 def save_picture(figure: Figure, output: Path) -> None:

@@ -139,6 +139,8 @@ class ProfileRun:
             finished = self.folder.finished(self.plan.run)
             if finished is not None:
                 return finished
+            # Found out before the model is loaded; statistics that are there already need no place.
+            self.folder.require_writable()
             profile = self._count(self.folder.state(self.plan.run), progress)
             self.folder.finish(profile)
         return profile

@@ -59,7 +59,7 @@ def test_types_of_floats(dtype: torch.dtype, tmp_path: Path) -> None:
         ({"fc2": torch.ones(15, 3)}, r"fc2 of layer 1 has shape \(15, 3\), the model's layer needs \(16, 3\)"),
         ({"fc2": torch.ones(16, 4)}, r"fc2 of layer 1 has shape \(16, 4\)"),
         ({"fc1": torch.ones(0, 8), "fc2": torch.ones(16, 0)}, "fc1 of layer 1 has shape"),
-        ({"fc1": torch.full((3, 8), torch.nan)}, "fc1 holds NaN or infinite values"),
+        ({"fc1": torch.full((3, 8), torch.nan)}, "fc1 of layer 1 holds NaN or infinite values"),
         ({"fc1": torch.ones(3, 8, dtype=torch.int64)}, "expected a matrix of floats"),
         ({"fc1": torch.ones(24)}, "expected a matrix of floats"),
         ({"fc2": None}, r"tensor fc2\.weight is missing"),

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-COMMANDS = ("convert", "quantize", "gpuidx", "profile", "train_predictors", "run", "inspect")
+COMMANDS = ("convert", "quantize", "gpuidx", "profile", "train_predictors", "run", "inspect", "metadata")
 # torch._dynamo is what torch.optim imports when it is first used, for a second and a half.
 HEAVY = ("torch._dynamo", "scipy.optimize", "sentencepiece", "gguf.quants", "safetensors.torch")
 HEAVY += ("rich.progress", "rich.table", "powerinfer_py._native", "powerinfer_py.generation.llm")

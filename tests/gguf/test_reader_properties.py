@@ -87,29 +87,16 @@ def test_random_mutations(tmp_path: Path) -> None:
 
 def test_a_hundred_random_key_values(tmp_path: Path) -> None:
     rng = random.Random(5)
-    sizes = {
-        b.U8: 1,
-        b.I8: 1,
-        b.U16: 2,
-        b.I16: 2,
-        b.U32: 4,
-        b.I32: 4,
-        b.F32: 4,
-        b.BOOL: 1,
-        b.U64: 8,
-        b.I64: 8,
-        b.F64: 8,
-    }
     entries = []
     for i in range(100):
-        kind = rng.choice([*sizes, b.STRING, b.ARRAY])
+        kind = rng.choice([*b.SCALAR_BYTES, b.STRING, b.ARRAY])
         if kind == b.STRING:
             entries.append(b.string_entry(f"key.{i}", "é" * rng.randrange(50)))
         elif kind == b.ARRAY:
-            element, n = rng.choice(list(sizes)), rng.randrange(100)
-            entries.append(b.array_entry(f"key.{i}", element, n, rng.randbytes(n * sizes[element])))
+            element, n = rng.choice(list(b.SCALAR_BYTES)), rng.randrange(100)
+            entries.append(b.array_entry(f"key.{i}", element, n, rng.randbytes(n * b.SCALAR_BYTES[element])))
         else:
-            entries.append(b.entry(f"key.{i}", kind, rng.randbytes(sizes[kind])))
+            entries.append(b.entry(f"key.{i}", kind, rng.randbytes(b.SCALAR_BYTES[kind])))
     path = tmp_path / "keys.gguf"
     path.write_bytes(b.gguf_bytes(entries))
     with open_gguf(path) as file:

@@ -283,29 +283,16 @@ UNSUPPORTED = [
 def hundred_key_values() -> bytes:
     """A hundred keys of random names, types and values."""
     rng = random.Random(5)
-    sizes = {
-        b.U8: 1,
-        b.I8: 1,
-        b.U16: 2,
-        b.I16: 2,
-        b.U32: 4,
-        b.I32: 4,
-        b.F32: 4,
-        b.BOOL: 1,
-        b.U64: 8,
-        b.I64: 8,
-        b.F64: 8,
-    }
     entries = []
     for i in range(100):
-        element = rng.choice([*sizes])
+        element = rng.choice([*b.SCALAR_BYTES])
         n = rng.randrange(100)
         entries.append(
             b.string_entry(f"key.{i}", "é" * rng.randrange(50))
             if i % 3 == 0
-            else b.array_entry(f"key.{i}", element, n, rng.randbytes(n * sizes[element]))
+            else b.array_entry(f"key.{i}", element, n, rng.randbytes(n * b.SCALAR_BYTES[element]))
             if i % 3 == 1
-            else b.entry(f"key.{i}", element, rng.randbytes(sizes[element]))
+            else b.entry(f"key.{i}", element, rng.randbytes(b.SCALAR_BYTES[element]))
         )
     return b.gguf_bytes(entries)
 

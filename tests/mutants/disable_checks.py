@@ -52,9 +52,9 @@ PARTS = {
     ),
     "gpuidx": Part({"placement.gpuidx": ""}, ("gpuidx_cases",), ("tests/placement/test_gpuidx.py",)),
     "budget": Part(
-        {"placement.budget": "", "cli.run.values": "GiB|finite", "config": "budget"},
+        {"placement.budget": "", "cli.values": "GiB|finite", "config": "budget"},
         (),
-        ("tests/placement/test_budget.py", "tests/cli/run/test_values.py", "tests/test_config.py"),
+        ("tests/placement/test_budget.py", "tests/cli/test_values.py", "tests/test_config.py"),
     ),
 }
 

@@ -173,6 +173,26 @@ def test_passes_under_a_small_limit_end_in_the_same_bytes(
         make_predictors(job(inputs, tmp_path / "q", max_disk_bytes=one_layer - 1))
 
 
+@pytest.mark.parametrize("suffixes", [{".pt", ".json"}, {".safetensors"}], ids=["pt", "safetensors"])
+def test_either_form_alone_gives_the_same_model(
+    suffixes: set[str], finished: tuple[Path, Report], inputs: Path, tmp_path: Path
+) -> None:
+    """Layers in files of their own with config.json, or all in one file, which states the threshold too."""
+    one = tmp_path / "one"
+    one.mkdir()
+    for path in finished[0].iterdir():
+        if path.suffix in suffixes:
+            shutil.copy(path, one)
+    models = []
+    for folder in (finished[0], one):
+        path = tmp_path / f"{folder.name}.gguf"
+        convert_gguf(
+            inputs / "model.gguf", folder, path, outtype=None, dense=False, activation=None, fatrelu_threshold=None
+        )
+        models.append(path.read_bytes())
+    assert models[0] == models[1]
+
+
 def test_a_damaged_layer_is_made_again(finished: tuple[Path, Report], inputs: Path, tmp_path: Path) -> None:
     output = tmp_path / "predictor"
     shutil.copytree(finished[0], output)
@@ -243,7 +263,7 @@ def test_folders_of_others_are_left_alone(finished: tuple[Path, Report], inputs:
             make_predictors(job(inputs, mine, **changed))
     assert contents(mine) == contents(finished[0])
     (tmp_path / "file").write_text("")
-    with pytest.raises(PowerInferError, match="cannot make this folder"):
+    with pytest.raises(PowerInferError, match="cannot write into this folder: Not a directory"):
         make_predictors(job(inputs, tmp_path / "file"))
 
 

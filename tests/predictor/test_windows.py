@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ from helpers_predictable import FIXTURES
 
 from powerinfer_py.errors import OptionError
 from powerinfer_py.gguf import open_gguf
+from powerinfer_py.predictor import windows as module
 from powerinfer_py.predictor.windows import Role, cut_windows, read_texts
 from powerinfer_py.tokenizer import load_tokenizer
 from powerinfer_py.tokenizer.tokenizer import Tokenizer
@@ -93,3 +96,16 @@ def test_bad_texts(content: bytes | None, reason: str, tmp_path: Path) -> None:
         bad.write_bytes(content)
     with pytest.raises(OptionError, match=rf"bad\.txt: .*{reason}"):
         read_texts([good, bad])
+
+
+def test_a_stream_is_read_and_one_without_end_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_STREAM_BYTES", 1 << 20)
+    pipe, path = tmp_path / "pipe", tmp_path / "long.txt"
+    os.mkfifo(pipe)
+    path.write_bytes(b"a" * (2 << 20))
+    writer = threading.Thread(target=pipe.write_bytes, args=("é\r\n".encode(),))
+    writer.start()
+    assert read_texts([pipe, path]) == ["é\n", "a" * (2 << 20)]
+    writer.join()
+    with pytest.raises(OptionError, match=r"/dev/zero: is no file and gives more than 1 MiB"):
+        read_texts([Path("/dev/zero")])

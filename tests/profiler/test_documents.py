@@ -76,6 +76,16 @@ def test_standard_input_and_pipes_are_read_once(tmp_path: Path, monkeypatch: pyt
     assert documents[0].read() == "é"
 
 
+def test_a_stream_without_end_is_refused_and_a_long_file_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MAX_STREAM_BYTES", 1 << 20)
+    with pytest.raises(FileFormatError, match=r"/dev/zero: is no file and gives more than 1 MiB"):
+        open_documents(["/dev/zero"])
+    (document,) = open_documents([write(tmp_path / "a", b"a" * (2 << 20))])
+    assert document.n_bytes == 2 << 20
+
+
 def test_the_text_that_comes_with_the_package_is_the_one_its_readme_names() -> None:
     (document,) = open_documents([str(CALIBRATION_TEXT)])
     readme = (CALIBRATION_TEXT.parent / "README.md").read_text(encoding="utf-8")

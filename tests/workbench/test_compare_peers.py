@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -45,6 +46,58 @@ def test_powerinfer_timings() -> None:
     assert found == {"prompt eval": (17, pytest.approx(1.13006)), "eval": (23, pytest.approx(2.057))}
     with pytest.raises(ValueError, match="no timings of eval"):
         tool("peer_powerinfer").timings(POWERINFER_LOG.replace(" eval time =    2057", ""))
+
+
+TRANSFORMERS = """\
+import json
+from types import SimpleNamespace
+
+import torch
+
+__version__ = "0.0"
+
+
+class AutoModelForCausalLM:
+    config = SimpleNamespace(vocab_size=100)
+
+    @classmethod
+    def from_pretrained(cls, folder, torch_dtype, local_files_only):
+        return cls()
+
+    def eval(self):
+        return self
+
+    def __call__(self, input_ids, past_key_values, use_cache):
+        before = past_key_values or 0
+        with open("calls", "a") as file:
+            print(json.dumps([before, input_ids.shape[1]]), file=file)
+        logits = torch.zeros(1, input_ids.shape[1], 100)
+        return SimpleNamespace(logits=logits, past_key_values=before + input_ids.shape[1])
+"""
+
+
+def test_a_peer_is_asked_for_what_is_timed(tmp_path: Path) -> None:
+    """A warm-up, the prompt twice, the decode behind a short prompt, each from an empty cache."""
+    (tmp_path / "transformers.py").write_text(TRANSFORMERS)
+    command = [sys.executable, str(ROOT / "tools/peer_transformers.py"), "folder", "--n", "3", "--prompt", "40"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert set(result) == {
+        "engine",
+        "version",
+        "dtype",
+        "threads",
+        "decode_tokens_per_s",
+        "prompt_tokens_per_s",
+        "load_s",
+    }
+    assert min(result["decode_tokens_per_s"], result["prompt_tokens_per_s"], result["load_s"]) > 0
+    calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    warm_up = [[0, 16], *([16 + i, 1] for i in range(8))]
+    assert calls == [*warm_up, [0, 40], [0, 40], [0, 16], [16, 1], [17, 1], [18, 1]]
 
 
 def test_powerinfer_is_asked_for_what_is_timed(tmp_path: Path) -> None:

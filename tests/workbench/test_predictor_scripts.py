@@ -77,6 +77,9 @@ def test_held_out_text_and_predictors_made_before(tmp_path: Path, capsys: pytest
             training=TrainingOptions(target_recall=0.98),
         )
     )
+    # Both forms serve: all layers in predictors.safetensors here, a layer's own file at the end.
+    for layer in (0, 1):
+        (tmp_path / "svd" / f"model_{layer}.pt").unlink()
     made = ["--svd", tmp_path / "svd", "--held-out", other]
     result = last_line(COMPARE, ["-m", model, "-f", text, *made, *SMALL], capsys)
     assert result["held_out_tokens"] <= 2000

@@ -90,6 +90,30 @@ def test_plot_decode_step(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("profiling/plot_hot_neurons.py", ["missing"]),
+        ("tools/plot_sparse_cost.py", []),
+        ("tools/plot_decode_step.py", ["m"]),
+    ],
+)
+@pytest.mark.parametrize("has_matplotlib", [True, False])
+def test_pictures_that_cannot_be_are_one_line_before_the_work(
+    script: str, arguments: list[str], has_matplotlib: bool, tmp_path: Path
+) -> None:
+    flag = "-o" if script.startswith("profiling") else "--png"
+    argv = [str(ROOT / script), *arguments, flag, str(tmp_path / "missing" / "x.png")]
+    absent = "" if has_matplotlib else "sys.modules['matplotlib'] = None;"
+    program = f"import runpy, sys; {absent} sys.path.insert(0, {str((ROOT / script).parent)!r}); sys.argv = {argv!r};"
+    command = [sys.executable, "-c", f"{program} runpy.run_path({argv[0]!r}, run_name='__main__')"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    reason = "cannot write: No such file or directory" if has_matplotlib else "pip install 'powerinfer-py[plot]'"
+    assert done.stderr.startswith(Path(script).stem + ": ")
+    assert reason in done.stderr
+
+
 @pytest.mark.parametrize("sparsity", ["auto", "dense"])
 def test_measure_start(sparsity: str, tmp_path: Path) -> None:
     figures, model = tmp_path / "start.json", FIXTURES / "relu-llama.q4.powerinfer.gguf"

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from powerinfer_py.cli.command import run_command, version_line
+from powerinfer_py.cli.command import command_parser, run_command, version_line
 
 PROG = "powerinfer-bench"
 T = TypeVar("T")
@@ -34,16 +34,14 @@ seconds of every repetition, machine, versions and command; -o json prints nothi
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    from powerinfer_py.cli.run.values import integer, nonempty_text, vram_budget
+    from powerinfer_py.cli.values import integer, nonempty_text, vram_budget
     from powerinfer_py.config import CacheType, Sparsity
 
     count, size = integer(1), integer(0)
-    parser = argparse.ArgumentParser(
-        prog=PROG,
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        PROG,
+        _DESCRIPTION,
+        _EPILOG,
     )
 
     def add_list(names: tuple[str, ...], read: Callable[[str], T], metavar: str, help_text: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from powerinfer_py.cli.command import run_command, version_line
+from powerinfer_py.cli.command import command_parser, run_command, version_line
 from powerinfer_py.cli.predictor_size import rank, share
 
 PROG = "powerinfer-convert"
@@ -36,19 +36,18 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
-        prog=PROG,
+    parser = command_parser(
+        PROG,
+        _DESCRIPTION,
+        _EXAMPLES,
         usage="%(prog)s MODEL [PREDICTOR_DIR] [options]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "paths",
         metavar="MODEL [PREDICTOR_DIR]",
         nargs="*",
-        help="folder of the checkpoint, or a GGUF file; folder of its predictors, model_{i}.pt for layer i",
+        help="folder of the checkpoint, or a GGUF file; folder of its predictors, model_{i}.pt for layer i or "
+        "predictors.safetensors",
     )
     parser.add_argument("--outfile", metavar="FILE", help="the file to write (default: a name beside the model)")
     parser.add_argument(

@@ -29,6 +29,7 @@ from powerinfer_py.convert.regular_file import open_regular
 from powerinfer_py.errors import FileFormatError, OptionError, printable
 from powerinfer_py.gguf import MetadataEntry, open_gguf
 from powerinfer_py.gguf.quantisation import Quantizer
+from powerinfer_py.output_files import require_writable
 
 _MAGICS = (b"GGUF", b"PWRI")
 
@@ -149,6 +150,7 @@ def _plan_gguf(
     outfile = Path(arguments.outfile) if arguments.outfile is not None else model.with_name(stem + kind)
     refuse_source_as_target(model, outfile)
     refuse_part_as_target(predictors, outfile)
+    _refuse_unwritable(arguments, outfile)
     magic, metadata, tensors = plan_gguf(
         model,
         predictors,
@@ -176,10 +178,17 @@ def _plan_checkpoint(
     outfile = Path(arguments.outfile) if arguments.outfile is not None else default_outfile(model, options)
     refuse_part_as_target(model, outfile)
     refuse_part_as_target(predictors, outfile)
+    _refuse_unwritable(arguments, outfile)
     magic, metadata, tensors = plan_checkpoint(
         model, predictors, options, predictors=made, quantise=quantise, remark=remark
     )
     return Plan(outfile, magic, metadata, tensors)
+
+
+def _refuse_unwritable(arguments: argparse.Namespace, outfile: Path) -> None:
+    """Before predictors are read, which may take minutes."""
+    if not arguments.dry_run:
+        require_writable(outfile)
 
 
 def _refuse_unknown_pre_tokenizer(name: str | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from powerinfer_py.cli.command import run_command, version_line
+from powerinfer_py.cli.command import command_parser, run_command, version_line
 
 PROG = "powerinfer-gpuidx"
 _DESCRIPTION = """\
@@ -32,17 +32,15 @@ from --activation; without any, neurons are spread evenly, and the command that 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    from powerinfer_py.cli.run.values import integer, nonempty_text, number, vram_budget
+    from powerinfer_py.cli.values import integer, nonempty_text, number, vram_budget
     from powerinfer_py.config import CacheType, Sparsity
 
     count, positive = integer(1, 2**31 - 1), number(above=0)
     caches = tuple(cache.value for cache in CacheType)
-    parser = argparse.ArgumentParser(
-        prog=PROG,
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        PROG,
+        _DESCRIPTION,
+        _EPILOG,
     )
     add = parser.add_argument
     add("-m", "--model", metavar="PATH", required=True, type=nonempty_text, help="model file, or a folder with one")

@@ -11,16 +11,19 @@ from powerinfer_py.cli.gpuidx.plot import draw_split
 from powerinfer_py.cli.gpuidx.split import Split, make_split
 from powerinfer_py.cli.streams import remark
 from powerinfer_py.gguf import fingerprint, open_gguf
+from powerinfer_py.output_files import require_writable
 from powerinfer_py.placement.gpuidx import write_gpu_index
 from powerinfer_py.placement.index_files import IndexPaths
-from powerinfer_py.profiler.plot import require_matplotlib
+from powerinfer_py.profiler.plot import require_picture
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """The exit code. Raises PowerInferError."""
     picture = None if arguments.plot is None else Path(arguments.plot)
     if picture is not None:
-        require_matplotlib(picture)
+        require_picture(picture)
+    if arguments.output is not None and not arguments.dry_run:
+        require_writable(Path(arguments.output))
     model = model_file(Path(arguments.model))
     with open_gguf(model) as file:
         split = make_split(file, model, arguments)

@@ -97,7 +97,7 @@ def layer_rows(split: Split) -> list[dict[str, Any]]:
 
 def print_split(split: Split, written: Path | None) -> None:
     """Tables on stdout."""
-    from powerinfer_py.cli.inspect.tables import key_value_table, make_console, make_table, size_text
+    from powerinfer_py.cli.tables import key_value_table, make_console, make_table, size_text
 
     console = make_console()
     sides = (("layer", "right"), ("block", "left"), ("neurons", "right"), ("on the GPU", "right"), ("share", "right"))

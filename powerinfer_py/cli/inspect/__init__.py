@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from powerinfer_py.cli.command import EXIT_ERROR, run_command, version_line
+from powerinfer_py.cli.command import EXIT_ERROR, command_parser, run_command, version_line
 from powerinfer_py.cli.streams import remark
 from powerinfer_py.errors import PowerInferError
 
@@ -39,13 +39,11 @@ _EXIT_DIFF_ERROR = 2
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
-        prog=PROG,
-        description="Print what is in a GGUF, PowerInfer or gpuidx file (its magic decides what it is, not its name); "
+    parser = command_parser(
+        PROG,
+        "Print what is in a GGUF, PowerInfer or gpuidx file (its magic decides what it is, not its name); "
         "with --system, what this machine offers.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        _EXAMPLES,
     )
     parser.add_argument("file", metavar="FILE", nargs="?", help="model or gpuidx file; any part of a split model")
     parser.add_argument(
@@ -106,7 +104,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         print(to_json(inspection, tensors=arguments.tensors, faults=faults))
     else:
         # rich takes 0.1 s to import, which a JSON reader need not wait for.
-        from powerinfer_py.cli.inspect.tables import print_faults, print_inspection
+        from powerinfer_py.cli.inspect.inspection_table import print_faults, print_inspection
 
         print_inspection(inspection, tensors=arguments.tensors)
         if faults is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from powerinfer_py.cli.inspect.difference import Difference, KeyDifference, KeyLine, TensorDescription, TensorDifference
-from powerinfer_py.cli.inspect.tables import key_value_table, make_console, make_table
+from powerinfer_py.cli.tables import key_value_table, make_console, make_table
 
 _KEY_COLUMNS = (("key", "left"), ("type", "left"), ("value", "left"))
 _CHANGED_KEY_COLUMNS = (("key", "left"), ("A", "left"), ("B", "left"), ("from", "right"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from powerinfer_py.cli.inspect.system import KernelReport, ProcessorReport, SystemReport
-from powerinfer_py.cli.inspect.tables import key_value_table, make_console, size_text
+from powerinfer_py.cli.tables import key_value_table, make_console, size_text
 
 
 def print_system(report: SystemReport) -> None:

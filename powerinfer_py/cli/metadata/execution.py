@@ -19,6 +19,7 @@ from powerinfer_py.gguf import GGUFFile, MetadataEntry, open_gguf
 from powerinfer_py.gguf.edited_copy import SPLIT_KEYS, edited_entries, write_edited
 from powerinfer_py.gguf.scalar_edit import apply_scalar, plan_scalar
 from powerinfer_py.gguf.value_text import show_value
+from powerinfer_py.output_files import require_writable
 
 
 def run_set(arguments: argparse.Namespace) -> int:
@@ -40,6 +41,8 @@ def run_set(arguments: argparse.Namespace) -> int:
 
 def run_new(arguments: argparse.Namespace) -> int:
     """A copy with other keys."""
+    if not arguments.dry_run:
+        require_writable(Path(arguments.output))
     with open_gguf(arguments.input) as file:
         entries = edited_entries(file, wanted_values(arguments, file), arguments.remove_metadata)
         for line in _differences(file, entries):

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from powerinfer_py.cli.cache_types import add_cache_options
-from powerinfer_py.cli.command import run_command, version_line
+from powerinfer_py.cli.command import command_parser, run_command, version_line
 
 PROG = "powerinfer-profile"
 # What a recipe may set.
@@ -44,15 +44,13 @@ same architecture and dimensions, whatever its weight types."""
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    from powerinfer_py.cli.run.values import integer
+    from powerinfer_py.cli.values import integer
 
     count = integer(1)
-    parser = argparse.ArgumentParser(
-        prog=PROG,
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        PROG,
+        _DESCRIPTION,
+        _EPILOG,
     )
     parser.add_argument("-m", "--model", metavar="FILE", help="model file")
     parser.add_argument(

@@ -16,7 +16,7 @@ from powerinfer_py.errors import OptionError, printable
 from powerinfer_py.placement.statistics.profile import ActivationProfile, merge_profiles, read_profile
 from powerinfer_py.profiler.documents import CALIBRATION_TEXT, open_documents
 from powerinfer_py.profiler.folder import ProfileFolder
-from powerinfer_py.profiler.plot import draw_profile, require_matplotlib
+from powerinfer_py.profiler.plot import draw_profile, require_picture
 from powerinfer_py.profiler.run import ProfilePlan, ProfileRun, ProfileTiming, plan_profile
 
 FOLDER_NAME = "activation"
@@ -26,8 +26,8 @@ def execute(arguments: argparse.Namespace) -> int:
     """The exit code. Raises PowerInferError."""
     picture = None if arguments.plot is None else Path(arguments.plot)
     if picture is not None:
-        # Missing software or a format that cannot be drawn is found out before hours of work.
-        require_matplotlib(picture)
+        # Missing software, a format or a place that cannot be is found out before hours of work.
+        require_picture(picture)
     timing = None
     if arguments.merge is not None:
         folder = Path(arguments.output)

@@ -37,7 +37,7 @@ def print_report(profile: ActivationProfile, folder: Path) -> None:
     """The table: a row a layer, and one for all neurons as one pool."""
     from rich.table import Table
 
-    from powerinfer_py.cli.inspect.tables import make_console
+    from powerinfer_py.cli.tables import make_console
 
     model = profile.model
     table = Table(

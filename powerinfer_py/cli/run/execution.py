@@ -93,9 +93,9 @@ def _generate(
 
 def _plot_path(name: str) -> Path:
     """Where the picture goes; raises what would keep it from being drawn, before the model is loaded."""
-    from powerinfer_py.profiler.plot import require_matplotlib
+    from powerinfer_py.profiler.plot import require_picture
 
-    require_matplotlib(Path(name))
+    require_picture(Path(name))
     return Path(name)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from powerinfer_py.cli.run.values import integer, logit_bias, nonempty_text, number, unicode_text, vram_budget
+from powerinfer_py.cli.values import integer, logit_bias, nonempty_text, number, unicode_text, vram_budget
 from powerinfer_py.config import Activation, CacheType, RuntimeOptions, SamplingParams, Sparsity
 
 

@@ -15,7 +15,7 @@ from powerinfer_py.cli.command import version_line
 from powerinfer_py.cli.run import PROG
 from powerinfer_py.cli.run.flags import FLAGS, GROUPS, Flag
 from powerinfer_py.cli.run.refused import refusal
-from powerinfer_py.cli.run.values import unicode_text
+from powerinfer_py.cli.values import unicode_text
 from powerinfer_py.errors import printable
 
 DESCRIPTION = "Generates text with a PowerInfer (PWRI) or llama.cpp (GGUF) model file."

@@ -10,14 +10,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from powerinfer_py.cli.run.values import unescape
 from powerinfer_py.cli.streams import remark
+from powerinfer_py.cli.values import unescape
 from powerinfer_py.errors import FileFormatError, OptionError, printable
 
 if TYPE_CHECKING:
     from powerinfer_py.generation.llm import LLM
 
 STANDARD_INPUT = "-"
+# Ten million tokens, the longest context that any model claims, of six bytes each; a device such as /dev/zero never
+# ends.
+MAX_TEXT_BYTES = 64 << 20
 
 
 def given_prompts(args: argparse.Namespace) -> list[str]:
@@ -30,10 +33,15 @@ def given_prompts(args: argparse.Namespace) -> list[str]:
 
 
 def read_text(path: str) -> str:
-    """The text of a UTF-8 file without its byte-order mark; `-` is standard input. Raises FileFormatError."""
+    """The text of a UTF-8 file without its byte-order mark; `-` is standard input.
+
+    Raises FileFormatError for what cannot be read, is no UTF-8, or is longer than MAX_TEXT_BYTES.
+    """
     name = _name(path)
     try:
-        data = sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()
+        data = _first_bytes(path, MAX_TEXT_BYTES + 1)
+        if len(data) > MAX_TEXT_BYTES:
+            raise FileFormatError(f"holds more than {MAX_TEXT_BYTES >> 20} MiB, which no context does", path=name)
         # A byte-order mark says that the text is UTF-8 and is no part of it. Decoding as utf-8-sig would count the
         # offset of an error from behind it.
         return data.decode("utf-8").removeprefix("\ufeff")
@@ -41,6 +49,13 @@ def read_text(path: str) -> str:
         raise FileFormatError("is not UTF-8 text", path=name, offset=error.start) from None
     except (OSError, ValueError) as error:
         raise unreadable(name, error) from None
+
+
+def _first_bytes(path: str, most: int) -> bytes:
+    if path == STANDARD_INPUT:
+        return sys.stdin.buffer.read(most)
+    with Path(path).open("rb") as file:
+        return file.read(most)
 
 
 def unreadable(name: str, error: OSError | ValueError) -> FileFormatError:

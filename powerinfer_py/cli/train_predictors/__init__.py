@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from powerinfer_py.cli.command import run_command, version_line
+from powerinfer_py.cli.command import command_parser, run_command, version_line
 from powerinfer_py.cli.predictor_size import rank, share
 
 if TYPE_CHECKING:
@@ -53,13 +53,11 @@ turn. A model fires otherwise on text that it learned by heart, so calibrate it 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
-        prog=PROG,
-        description="Make low-rank predictors of which FFN neurons fire, for a model of the ReLU kind: model_{i}.pt, "
+    parser = command_parser(
+        PROG,
+        "Make low-rank predictors of which FFN neurons fire, for a model of the ReLU kind: model_{i}.pt, "
         "config.json and predictors.safetensors.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        _EXAMPLES,
     )
     files = parser.add_argument_group("files")
     files.add_argument("-m", "--model", type=Path, help="GGUF or PowerInfer file; F16 gives the best")

@@ -6,6 +6,8 @@ what was computed is counted in device memory.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -57,42 +59,79 @@ def feed_forward(
     )
     if mask is not None:
         lists.require_mask(mask, (x.shape[0], weights.up.rows), x.device)
-    if x.shape[0] <= launch.MAX_VECTOR_TOKENS:
-        _few_tokens(neurons, weights, x, y, counts, allocate, mask, dense, residual, fired)
+    call = _Call(neurons, weights, x, y, counts, allocate, mask, dense, residual, fired)
+    if call.n_tokens <= launch.MAX_VECTOR_TOKENS:
+        _few_tokens(call)
     else:
-        _many_tokens(neurons, weights, x, y, counts, allocate, mask, dense, residual, fired)
+        _many_tokens(call)
 
 
-def _few_tokens(
-    neurons: Neurons,
-    weights: FeedForwardWeights,
-    x: Tensor,
-    y: Tensor,
-    counts: Tensor,
-    allocate: Allocate,
-    mask: Tensor | None,
-    dense: bool,
-    residual: Tensor | None,
-    fired: Tensor | None,
-) -> None:
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of `feed_forward`, checked; dense: every row is computed."""
+
+    neurons: Neurons
+    weights: FeedForwardWeights
+    x: Tensor
+    y: Tensor
+    counts: Tensor
+    allocate: Allocate
+    mask: Tensor | None
+    dense: bool
+    residual: Tensor | None
+    fired: Tensor | None
+
+    @property
+    def n_tokens(self) -> int:
+        """Rows of x."""
+        return self.x.shape[0]
+
+    @property
+    def n(self) -> int:
+        """Neurons of the block that lie here."""
+        return self.neurons.up.rows
+
+    @property
+    def skipping(self) -> Tensor | None:
+        """The mask where neurons without it need not be read."""
+        return None if self.dense else self.mask
+
+    def tally(
+        self, counted: Tensor, downs: Tensor | None, chosen: Lists | None, *, program_rows: int, chunk_rows: int
+    ) -> None:
+        """Adds to `counts` what was computed; chosen: the lists it was taken from, downs: None where all rows were."""
+        tally(
+            counted,
+            downs,
+            self.counts,
+            list_counts=None if chosen is None else chosen[1],
+            n=self.n,
+            program_rows=program_rows,
+            chunk_rows=chunk_rows,
+            all_downs=self.n_tokens * self.n if downs is None else 0,
+            gated=self.neurons.gate is not None,
+        )
+
+
+def _few_tokens(call: _Call) -> None:
     """A list of each token's own."""
-    n_tokens, n = x.shape[0], neurons.up.rows
+    weights, allocate, n_tokens, n = call.weights, call.allocate, call.n_tokens, call.n
     chosen: Lists | None = None
-    if mask is not None and not dense:
+    if call.skipping is not None:
         chosen = allocate((n_tokens, n), torch.int32), allocate((n_tokens,), torch.int32)
-        lists.list_active(mask, *chosen)
-    config = row_config_of(neurons, x.device)
+        lists.list_active(call.skipping, *chosen)
+    config = row_config_of(call.neurons, call.x.device)
     counted = allocate((n_tokens, launch.cdiv(n, config.rows), 3), torch.int32)
     hidden = allocate((n_tokens, n), torch.float32)
     hidden_rows(
-        neurons,
-        x,
+        call.neurons,
+        call.x,
         hidden,
         counted,
         lists=chosen,
-        mask=mask if dense else None,
-        all_up=dense,
-        fired=fired,
+        mask=call.mask if call.dense else None,
+        all_up=call.dense,
+        fired=call.fired,
     )
     downs = None
     if weights.down_is_transposed:
@@ -100,79 +139,58 @@ def _few_tokens(
         down_rows(
             weights.down.handle,
             hidden,
-            y,
+            call.y,
             downs,
             allocate,
             lists=chosen,
-            all_rows=dense,
+            all_rows=call.dense,
             bias=weights.down_bias,
-            residual=residual,
+            residual=call.residual,
         )
     else:
-        linear(weights.down.handle, hidden, y, bias=weights.down_bias, residual=residual)
-    tally(
-        counted,
-        downs,
-        counts,
-        list_counts=None if chosen is None else chosen[1],
-        n=n,
-        program_rows=config.rows,
-        chunk_rows=CHUNK,
-        all_downs=0 if weights.down_is_transposed else n_tokens * n,
-        gated=neurons.gate is not None,
-    )
+        linear(weights.down.handle, hidden, call.y, bias=weights.down_bias, residual=call.residual)
+    call.tally(counted, downs, chosen, program_rows=config.rows, chunk_rows=CHUNK)
 
 
-def _many_tokens(
-    neurons: Neurons,
-    weights: FeedForwardWeights,
-    x: Tensor,
-    y: Tensor,
-    counts: Tensor,
-    allocate: Allocate,
-    mask: Tensor | None,
-    dense: bool,
-    residual: Tensor | None,
-    fired: Tensor | None,
-) -> None:
+def _many_tokens(call: _Call) -> None:
     """One list for all tokens, each token's own mask deciding what it gets of a row."""
-    n_tokens, n = x.shape[0], neurons.up.rows
+    weights, allocate, n_tokens, n = call.weights, call.allocate, call.n_tokens, call.n
     union: Lists | None = None
-    if mask is not None and not dense:
+    if call.skipping is not None:
         union = allocate((n,), torch.int32), allocate((1,), torch.int32)
-        lists.list_active_of_any(mask, allocate((n,), torch.uint8), *union)
-    config = tile_config_of(neurons, n_tokens, x.device)
+        lists.list_active_of_any(call.skipping, allocate((n,), torch.uint8), *union)
+    config = tile_config_of(call.neurons, n_tokens, call.x.device)
     n_tiles = launch.cdiv(n_tokens, config.tokens)
     counted = allocate((n_tiles, launch.cdiv(n, config.rows), 3), torch.int32)
     # A product of a down projection the other way takes rows without gaps.
     stride = launch.aligned_columns(n) if weights.down_is_transposed else n
     hidden = allocate((n_tokens, stride), torch.float32)[:, :n]
-    hidden_tiles(neurons, x, hidden, counted, allocate, union=union, mask=mask, all_rows=dense, fired=fired)
+    hidden_tiles(
+        call.neurons,
+        call.x,
+        hidden,
+        counted,
+        allocate,
+        union=union,
+        mask=call.mask,
+        all_rows=call.dense,
+        fired=call.fired,
+    )
     downs = None
     if weights.down_is_transposed:
-        down_tile = down_config(weights.down.handle, n_tokens, x.device)
+        down_tile = down_config(weights.down.handle, n_tokens, call.x.device)
         downs = allocate((launch.cdiv(n_tokens, down_tile.tokens), 1), torch.int32)
         down_tiles(
             weights.down.handle,
             hidden,
-            y,
+            call.y,
             downs.view(-1),
             allocate,
             union=union,
-            all_rows=dense,
+            all_rows=call.dense,
             bias=weights.down_bias,
-            residual=residual,
+            residual=call.residual,
         )
     else:
-        product(weights.down.handle, hidden, y, allocate, bias=weights.down_bias, residual=residual)
-    tally(
-        counted,
-        downs,
-        counts,
-        list_counts=None if union is None else union[1],
-        n=n,
-        program_rows=config.rows,
-        chunk_rows=max(n, 1),
-        all_downs=0 if weights.down_is_transposed else n_tokens * n,
-        gated=neurons.gate is not None,
-    )
+        product(weights.down.handle, hidden, call.y, allocate, bias=weights.down_bias, residual=call.residual)
+    call.tally(counted, downs, union, program_rows=config.rows, chunk_rows=max(n, 1))

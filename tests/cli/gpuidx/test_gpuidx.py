@@ -13,6 +13,7 @@ from powerinfer_py.cli.gpuidx import main
 from powerinfer_py.gguf import open_gguf
 from powerinfer_py.placement.budget import GIB
 from powerinfer_py.placement.gpuidx import load_gpu_index
+from powerinfer_py.profiler import plot
 
 RATES = [
     "--gpu-bandwidth",
@@ -179,6 +180,15 @@ def test_a_picture(model: Path, tmp_path: Path) -> None:
     picture = tmp_path / "split.png"
     assert main(["-m", str(model), "--neurons", "0.3", "--dry-run", "--plot", str(picture), *RATES]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_cannot_be_drawn_is_said_before_the_model_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plot, "find_spec", lambda _name: None)
+    picture = ["--plot", str(tmp_path / "split.png")]
+    assert main(["-m", str(tmp_path / "none.gguf"), "--neurons", "0.3", *picture, *RATES]) == 1
+    assert "pip install 'powerinfer-py[plot]'" in capsys.readouterr().err
 
 
 def test_a_gpu_index_is_no_model(fixtures: Path, capsys: pytest.CaptureFixture[str]) -> None:

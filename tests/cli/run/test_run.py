@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from helpers_fake_llm import BOS, FakeLLM, Runner
 from helpers_models import edited_copy
 
 from powerinfer_py.cli import run
-from powerinfer_py.cli.run import execution
+from powerinfer_py.cli.run import execution, prompts
 
 
 @pytest.fixture
@@ -253,6 +254,24 @@ def test_an_interrupt_while_loading_ends_the_command(
 
 
 # User errors
+
+
+def test_a_text_without_end_is_refused(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "MAX_TEXT_BYTES", 1 << 20)
+    path, pipe = tmp_path / "prompt.txt", tmp_path / "pipe"
+    path.write_bytes(b"a" * ((1 << 20) + 1))
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"from a pipe",))
+    writer.start()
+    llm = FakeLLM()
+    assert runner(llm, "-f", str(pipe)).code == 0
+    writer.join()
+    assert llm.prompts == [ids("from a pipe")]
+    for argv in (["-f", "/dev/zero"], ["-f", str(path)], ["--prompts-file", str(path)], ["-f", "-"]):
+        outcome = runner(FakeLLM(), *argv, stdin=path.read_bytes())
+        place = "standard input" if argv[-1] == "-" else argv[-1]
+        assert (outcome.code, outcome.out) == (1, "")
+        assert outcome.err == f"powerinfer-run: error: {place}: holds more than 1 MiB, which no context does\n"
 
 
 @pytest.mark.parametrize(

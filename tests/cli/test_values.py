@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from powerinfer_py.cli.run.values import integer, logit_bias, number, unescape, vram_budget
+from powerinfer_py.cli.values import integer, logit_bias, number, unescape, vram_budget
 
 
 @pytest.mark.parametrize(

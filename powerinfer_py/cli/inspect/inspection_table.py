@@ -1,27 +1,16 @@
-"""An `Inspection` as tables for a terminal. Every string of the file passes through `printable` before it is shown."""
+"""An `Inspection` as tables for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from powerinfer_py.cli.inspect.gpu_index import GpuIndexReport
 from powerinfer_py.cli.inspect.inspection import Inspection, MetadataLine, Share
-from powerinfer_py.errors import printable
+from powerinfer_py.cli.tables import key_value_table, make_console, make_table, size_text
 from powerinfer_py.gguf.tensor_check import TensorFault
-
-# Width of the tables where the output is no terminal.
-_FILE_WIDTH = 120
-
-
-class _QuietConsole(Console):
-    """Leaves a reader that has gone to the command; rich itself would end the process with exit code 1."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
 
 
 def print_inspection(inspection: Inspection, *, tensors: bool) -> None:
@@ -53,27 +42,6 @@ def print_faults(faults: Sequence[TensorFault]) -> None:
     )
     columns = (("tensor", "left"), ("fault", "left"), ("how many", "right"), ("first", "right"))
     console.print(make_table("Check of tensors", columns, rows))
-
-
-def make_console() -> Console:
-    """A console on stdout, wide enough for tables where that is no terminal."""
-    console = _QuietConsole(highlight=False)
-    return console if console.is_terminal else _QuietConsole(highlight=False, width=_FILE_WIDTH)
-
-
-def key_value_table(rows: Iterable[tuple[str, str]]) -> Table:
-    """Two columns without a header."""
-    return make_table(None, (("", "left"), ("", "left")), rows)
-
-
-def size_text(n_bytes: int) -> str:
-    """A number of bytes in the unit that suits it."""
-    size = float(n_bytes)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.1f} {unit}" if unit != "B" else f"{n_bytes} B"
-        size /= 1024
-    return f"{size:.2f} GiB"
 
 
 def _summary(inspection: Inspection) -> Table:
@@ -168,18 +136,6 @@ def _share_table(title: str, shares: list[Share]) -> Table:
         for share in shares
     )
     return make_table(title, columns, rows)
-
-
-def make_table(title: str | None, columns: Iterable[tuple[str, str]], rows: Iterable[tuple[str, ...]]) -> Table:
-    """Rows under columns of (name, "left" or "right"); every cell goes through `printable`."""
-    columns = tuple(columns)
-    table = Table(title=title, title_justify="left", box=None, show_header=any(name for name, _ in columns))
-    for name, side in columns:
-        table.add_column(name, justify="right" if side == "right" else "left", overflow="fold")
-    for row in rows:
-        # Text, not str: a bracket in a file's string is no markup.
-        table.add_row(*(Text(printable(cell, 200)) for cell in row))
-    return table
 
 
 def _shown(line: MetadataLine) -> str:

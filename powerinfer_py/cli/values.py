@@ -1,4 +1,4 @@
-"""Reads the values of `powerinfer-run`'s flags out of text. Knows no flag by name.
+"""Reads the values of flags out of text, for all commands. Knows no flag by name.
 
 Each reader returns the value or raises argparse.ArgumentTypeError, whose message completes "argument -x: ...".
 """
