@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 from helpers_logits import FIXTURES
@@ -66,8 +67,11 @@ def test_plot_sparse_cost(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result == json.loads(figures.read_text())
-    assert len(result["seconds"]) == len(result["shares"]) and result["shares"][-1] == 1.0
-    assert all(seconds > 0 for seconds in [*result["seconds"], result["dense_s"]])
+    assert len(result["median_s"]) == len(result["shares"]) and result["shares"][-1] == 1.0
+    assert all(seconds > 0 for seconds in [*result["median_s"], result["median_dense_s"]])
+    samples = result["samples"]
+    assert [median(passes) for passes in samples["seconds"]] == result["median_s"]
+    assert len(samples["dense_s"]) == 2
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
