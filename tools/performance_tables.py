@@ -1,4 +1,4 @@
-"""The tables and sentences of docs/performance.md and the README as result files have them; nothing is measured here.
+"""The tables and sentences of documents as result files have them; nothing is measured here.
 
 A renderer takes the results named in a document, each with its label, and returns lines of Markdown. It raises
 KeyError, TypeError, ValueError or AttributeError for a file of another kind.
@@ -162,6 +162,36 @@ def start(results: Results) -> list[str]:
     return lines
 
 
+def longer(results: Results) -> list[str]:
+    """The last run of each target of record_long_runs.py."""
+    lines = ["| command | what | last run |", "|---|---|---|"]
+    for _, result in results:
+        fuzz, soak, mutants = (result["runs"][target] for target in ("fuzz", "soak", "mutants"))
+        rows = [
+            (
+                "fuzz",
+                "atheris on the reader, the tokenizer and the gpuidx loader, 60 s each; the native kernels on random "
+                "shapes, index lists and alignments under AddressSanitizer and UndefinedBehaviorSanitizer, 60 s",
+                f"{fuzz['inputs']:,} inputs of the readers, and the kernels: no find",
+                fuzz,
+            ),
+            (
+                "soak",
+                "50 kills of each of five tools; a thousand decode runs at each of 1 to 8 threads",
+                f"{soak['passed']} tests in {soak['elapsed_s']:.0f} s, no failure",
+                soak,
+            ),
+            (
+                "mutants",
+                "disables each check of the reader, the gpuidx loader and the budget",
+                f"{mutants['disabled']} checks disabled, {mutants['unnoticed']} unnoticed",
+                mutants,
+            ),
+        ]
+        lines += [f"| `make {name}` | {what} | {found} ({run['date'][:10]}) |" for name, what, found, run in rows]
+    return lines
+
+
 RENDERERS: dict[str, Callable[[Results], list[str]]] = {
     "speeds": speeds,
     "ratios": ratios,
@@ -172,6 +202,7 @@ RENDERERS: dict[str, Callable[[Results], list[str]]] = {
     "step": step,
     "cost": cost,
     "start": start,
+    "longer": longer,
 }
 
 

@@ -2,8 +2,8 @@
 
     python tools/write_performance.py [--check] [DOCUMENT ...]
 
-In docs/performance.md and README.md what stands between such marks is replaced. LABEL=FILE names a file in docs/results
-that a tool wrote; a plus sign in a label is a space, and where no label is shown FILE alone will do.
+In docs/performance.md, docs/reliability.md and README.md what stands between such marks is replaced. LABEL=FILE names a
+file in docs/results that a tool wrote; a plus sign in a label is a space, and where no label is shown FILE alone will do.
 
     <!-- speeds Q4_0=....json -->               rates, bytes and bandwidth of each engine (compare_peers.py)
     <!-- ratios Q4_0=....json F16=....json -->  ratios of this package to its peers (the same)
@@ -14,6 +14,7 @@ that a tool wrote; a plus sign in a label is a space, and where no label is show
     <!-- step FILE -->                          where a token's time goes (plot_decode_step.py)
     <!-- cost FILE -->                          the line through time against share (plot_sparse_cost.py)
     <!-- start FILE -->                         seconds and memory of a start (measure_start.py)
+    <!-- longer FILE -->                        the last runs of make fuzz, soak, mutants (record_long_runs.py)
     <!-- end -->
 
 --check writes nothing and fails where a document is not what it would be.
@@ -36,7 +37,7 @@ from powerinfer_py.predictor.files import read_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-DOCUMENTS = (ROOT / "docs" / "performance.md", ROOT / "README.md")
+DOCUMENTS = (ROOT / "docs" / "performance.md", ROOT / "docs" / "reliability.md", ROOT / "README.md")
 BLOCK = re.compile(rf"(<!-- ({'|'.join(RENDERERS)}) (\S+(?: \S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
