@@ -6,6 +6,7 @@ KeyError, TypeError, ValueError or AttributeError for a file of another kind.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -131,7 +132,7 @@ def step(results: Results) -> list[str]:
         native = sum(part["native_ms"] for part in run["parts"])
         sampling = sum(part["python_ms"] for part in run["parts"] if part["part"] == "sampling")
         python = sum(part["python_ms"] for part in run["parts"]) - sampling
-        lines.append(
+        lines += _wrapped(
             f"Of {run['ms_per_token']:.1f} ms, {native:.1f} are native code; Python takes {python:.1f} ms around and "
             f"between the calls, sampling {sampling:.1f}."
         )
@@ -152,13 +153,12 @@ def start(results: Results) -> list[str]:
     lines = []
     for _, result in results:
         middle, starts = result["median"], [f"{row['start_to_first_token_s']:.2f}" for row in result["starts"]]
-        lines += [
+        lines += _wrapped(
             f"Imports take {middle['imports_s']:.1f} s; from there to the first token the starts took "
             f"{', '.join(starts)} s, {middle['start_to_first_token_s']:.2f} in the median, of which the first token "
-            f"itself is {middle['first_token_s']:.2f}.",
-            f"Resident are {middle['resident_bytes'] / 1e9:.2f} GB, "
-            f"{result['resident_against_file']:.2f} times the file.",
-        ]
+            f"itself is {middle['first_token_s']:.2f}. Resident are {middle['resident_bytes'] / 1e9:.2f} GB, "
+            f"{result['resident_against_file']:.2f} times the file."
+        )
     return lines
 
 
@@ -204,6 +204,10 @@ RENDERERS: dict[str, Callable[[Results], list[str]]] = {
     "start": start,
     "longer": longer,
 }
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 120, break_on_hyphens=False)
 
 
 def _number(rate: float | None) -> str:

@@ -3,7 +3,7 @@
     python tools/write_performance.py [--check] [DOCUMENT ...]
 
 In docs/performance.md, docs/reliability.md and README.md what stands between such marks is replaced. LABEL=FILE names a
-file in docs/results that a tool wrote; a plus sign in a label is a space, and where no label is shown FILE alone will do.
+file in docs/results that a tool wrote; a plus sign in a label is a space; where no label is shown FILE alone will do.
 
     <!-- speeds Q4_0=....json -->               rates, bytes and bandwidth of each engine (compare_peers.py)
     <!-- ratios Q4_0=....json F16=....json -->  ratios of this package to its peers (the same)

@@ -23,7 +23,6 @@ RESULTS = sorted(
 WITHOUT_HEADER = {
     "docs/results/bench-relullama-7b-8-layers-q4_0.json",
     "docs/results/decode_step.json",
-    "docs/results/hostile_files.json",
     "docs/results/relullama-7b-8-layers-f16.json",
     "docs/results/relullama-7b-8-layers-q4_0-prompt-512.json",
     "docs/results/relullama-7b-8-layers-q4_0.json",
@@ -33,8 +32,6 @@ WITHOUT_HEADER = {
     "docs/results/start.json",
     "docs/results/triton_kernels.json",
     "predictors/results/demo.json",
-    "profiling/results/demo-calibration.json",
-    "profiling/results/demo-gpl-3.json",
     # The record of one training, half an hour of two cores, which what ships was made from.
     "tools/results/demo_model.json",
 }
