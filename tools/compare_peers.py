@@ -250,8 +250,9 @@ def check(options: argparse.Namespace) -> int:
     recorded = read_json(options.check)
     try:
         made_with = parser().parse_args([str(argument) for argument in recorded["command"][1:]])
-        samples, recorded_cpu = recorded["samples"], recorded["machine"]["cpu"]
-    except (KeyError, TypeError, SystemExit):
+        samples, cpu = recorded["samples"], recorded["machine"]["cpu"]
+        signature = recorded["machine"].get("cpu_signature")
+    except (KeyError, TypeError, AttributeError, SystemExit):
         raise FileFormatError("is no result of compare_peers.py", path=options.check) from None
     for name in ("model", "dense_twin", "llama_cpp_python", "powerinfer", "checkpoint", "transformers"):
         given = getattr(options, name)
@@ -262,15 +263,17 @@ def check(options: argparse.Namespace) -> int:
     engines = {engine.name: engine for engine in engines_from(made_with)}
     name = shortest_row(samples, list(engines))
     repeated, disturbed = run_rounds([engines[name]], made_with)
-    if machine()["cpu"] != recorded_cpu:
-        print(f"the file is of another CPU, {printable(str(recorded_cpu))}", file=sys.stderr)
+    here = machine()
+    if here["cpu"] != cpu or signature not in (None, here["cpu_signature"]):
+        described = str(cpu) if signature is None else f"{cpu}, {signature}"
+        print(f"the file is of another CPU, {printable(described)}", file=sys.stderr)
     found = agreement(samples[name], repeated[name])
     for what, row in found.items():
         ranges = (f"{row[when][0]:.2f} to {row[when][1]:.2f} tokens/s {when}" for when in ("recorded", "repeated"))
         print(f"{name}, {what}: {', '.join(ranges)}: {'agrees' if row['agrees'] else 'DIFFERS'}")
     agrees = all(row["agrees"] for row in found.values())
     result = {"row": name, "agrees": agrees, **found, "samples": repeated, "disturbed": disturbed}
-    print(json.dumps({"machine": machine(), "commit": commit(), "checked": str(options.check), **result}))
+    print(json.dumps({"machine": here, "commit": commit(), "checked": str(options.check), **result}))
     return 0 if agrees else 1
 
 

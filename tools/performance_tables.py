@@ -162,6 +162,28 @@ def start(results: Results) -> list[str]:
     return lines
 
 
+def origins(results: Results) -> list[str]:
+    """Where each file's figures come from. Files of before a header was written know less."""
+    lines = ["| file | date | commit | CPU | kernels | torch |", "|---|---|---|---|---|---|"]
+    for label, result in results:
+        machine = result.get("machine", {})
+        processor = machine.get("cpu") or machine.get("processor", {}).get("model", "")
+        cpu = ", ".join(filter(None, [processor, machine.get("cpu_signature")]))
+        torch = (result.get("versions") or machine.get("versions") or {}).get("torch", "")
+        cells = [label, result.get("date", "")[:10], result.get("commit", ""), cpu, _instruction_set(result), torch]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _instruction_set(result: dict[str, Any]) -> str:
+    """What the kernels of this package ran on, where a result says so."""
+    kernels = result.get("kernels") or result.get("machine", {}).get("kernels") or {}
+    samples = result.get("samples", {})
+    ours = [row for name, rows in samples.items() if name.startswith("ours") for row in rows]
+    sets = result.get("machine", {}).get("instruction_sets") or [""]
+    return str(result.get("isa") or kernels.get("running") or (ours[0].get("isa") if ours else None) or sets[-1])
+
+
 def longer(results: Results) -> list[str]:
     """The last run of each target of record_long_runs.py."""
     lines = ["| command | what | last run |", "|---|---|---|"]
@@ -203,6 +225,7 @@ RENDERERS: dict[str, Callable[[Results], list[str]]] = {
     "cost": cost,
     "start": start,
     "longer": longer,
+    "origins": origins,
 }
 
 

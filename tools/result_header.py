@@ -23,7 +23,7 @@ from powerinfer_py.cli.inspect.system import cpu_model
 ROOT = Path(__file__).parent.parent
 # Keys of a header, and of its parts.
 REQUIRED: dict[str, tuple[str, ...]] = {
-    "machine": ("cpu", "logical_cores", "ram_bytes", "gpus", "system"),
+    "machine": ("cpu", "cpu_signature", "instruction_sets", "logical_cores", "ram_bytes", "gpus", "system"),
     "versions": ("powerinfer-py", "python", "torch", "numpy", "triton"),
     "commit": (),
     "date": (),
@@ -47,14 +47,38 @@ def header(script: str, argv: Sequence[str] | None) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """CPU, cores, bytes of memory, GPUs (an empty list where there are none) and system."""
+    """CPU, cores, bytes of memory, GPUs (an empty list where there are none) and system.
+
+    instruction_sets: those of the native kernels that this CPU can run, best last.
+    """
     return {
         "cpu": cpu_model(),
+        "cpu_signature": cpu_signature(),
+        "instruction_sets": instruction_sets(),
         "logical_cores": os.cpu_count(),
         "ram_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": gpus(),
         "system": platform.platform(),
     }
+
+
+def cpu_signature() -> str:
+    """Family and model of an x86-64 CPU; in virtual machines one name stands for many generations."""
+    fields: dict[str, str] = {}
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []:
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    return f"family {fields.get('cpu family', 'unknown')}, model {fields.get('model', 'unknown')}"
+
+
+def instruction_sets() -> list[str]:
+    """Empty where the extension was not compiled."""
+    try:
+        from powerinfer_py import _native
+    except ImportError:
+        return []
+    return list(_native.available_isas())
 
 
 def gpus() -> list[str]:

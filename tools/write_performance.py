@@ -14,6 +14,7 @@ file in docs/results that a tool wrote; a plus sign in a label is a space; where
     <!-- step FILE -->                          where a token's time goes (plot_decode_step.py)
     <!-- cost FILE -->                          the line through time against share (plot_sparse_cost.py)
     <!-- start FILE -->                         seconds and memory of a start (measure_start.py)
+    <!-- origins NAME=....json -->              date, commit, CPU, kernels and torch of each file
     <!-- longer FILE -->                        the last runs of make fuzz, soak, mutants (record_long_runs.py)
     <!-- end -->
 

@@ -41,6 +41,7 @@ def test_of_this_process(header: ModuleType, monkeypatch: pytest.MonkeyPatch) ->
         assert not parts or set(result[name]) == set(parts)
     assert result["command"] == ["tools/x.py", "--json", "a.json", "--out=b", "-n", "8"]
     assert result["machine"]["logical_cores"] >= 1
+    assert result["machine"]["instruction_sets"][0] == "scalar"
     assert result["versions"]["numpy"]
     assert header.header("tools/x.py", ["m.gguf"])["command"] == ["tools/x.py", "m.gguf"]
 
