@@ -30,8 +30,6 @@ WITHOUT_HEADER = {
     "docs/results/smollm2-135m-q4_1.json",
     "docs/results/sparse_cost.json",
     "docs/results/start.json",
-    "docs/results/triton_kernels.json",
-    "predictors/results/demo.json",
     # The record of one training, half an hour of two cores, which what ships was made from.
     "tools/results/demo_model.json",
 }
