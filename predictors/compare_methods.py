@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -51,6 +52,9 @@ from powerinfer_py.profiler.perplexity import measure_perplexity
 from powerinfer_py.profiler.windows import cut_windows as scored_windows
 from powerinfer_py.tokenizer import load_tokenizer
 
+sys.path.append(str(Path(__file__).parent.parent / "tools"))
+from result_header import header
+
 SCRIPT = "compare_methods"
 REPEATS = 12
 
@@ -73,8 +77,8 @@ class Job:
 class Comparison:
     """texts, held_out: SHA-256 of each file by name. target_recall: of methods that are made here; made_before: of the
     others, as their folder's record has it, None where it has none. layers: per method, one entry a layer; totals: over
-    all layers' pairs. decode_tokens_per_s, perplexity: per method, and for modes without predictors; perplexity is
-    empty without a held-out text.
+    all layers' pairs. decode_tokens_per_s, decode_samples, perplexity: per method, and for modes without predictors;
+    the first is the best of the second, the last is empty without a held-out text.
     """
 
     script: str
@@ -90,6 +94,7 @@ class Comparison:
     layers: dict[str, list[dict[str, Any]]]
     totals: dict[str, dict[str, float]]
     decode_tokens_per_s: dict[str, float | None]
+    decode_samples: dict[str, list[float]]
     perplexity: dict[str, dict[str, Any]]
 
 
@@ -124,7 +129,8 @@ def compare(job: Job) -> Comparison:
             made_before={method: _recorded_target(folder) for method, folder in job.settings.folders.items()},
             layers={method: entries for method, (entries, _) in layers.items()},
             totals={method: total for method, (_, total) in layers.items()},
-            decode_tokens_per_s=speeds,
+            decode_tokens_per_s={"sign_bits": None, **{name: max(rates) for name, rates in speeds.items()}},
+            decode_samples=speeds,
             perplexity=perplexity,
         )
 
@@ -184,24 +190,21 @@ def _with_predictors(job: Job, folder: Path, method: str) -> Path:
     return path
 
 
-def _speeds(job: Job, folder: Path) -> dict[str, float | None]:
-    """Tokens per second of one sequence, the best of REPEATS."""
-    speeds: dict[str, float | None] = {"sign_bits": None}
-    for method in RUNNABLE:
-        speeds[method] = _speed(_with_predictors(job, folder, method), "predictor", job)
-    for mode in ("exact", "dense"):
-        speeds[mode] = _speed(_with_predictors(job, folder, "trained"), mode, job)
-    return speeds
+def _speeds(job: Job, folder: Path) -> dict[str, list[float]]:
+    """Tokens per second of one sequence, REPEATS times."""
+    speeds = {method: _rates(_with_predictors(job, folder, method), "predictor", job) for method in RUNNABLE}
+    trained = _with_predictors(job, folder, "trained")
+    return speeds | {mode: _rates(trained, mode, job) for mode in ("exact", "dense")}
 
 
-def _speed(path: Path, sparsity: str, job: Job) -> float:
+def _rates(path: Path, sparsity: str, job: Job) -> list[float]:
     rates = []
     with LLM(path, sparsity=sparsity, threads=job.threads) as llm:
         for _ in range(REPEATS):
             llm.stats.clear()
             llm.generate("The", SamplingParams(max_tokens=1 + job.decode, temperature=0.0, ignore_eos=True, seed=0))
             rates.append(llm.stats.decode_rate)
-    return max(rates)
+    return rates
 
 
 def _perplexities(job: Job, folder: Path, held_out: Path) -> dict[str, dict[str, Any]]:
@@ -285,14 +288,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             decode=arguments.decode,
             threads=arguments.threads,
         )
+        head = header("predictors/compare_methods.py", argv)
         if arguments.output is not None:
             make_folder(arguments.output.parent)
             require_writable(arguments.output)
         result = compare(job)
+        values = {**head, **asdict(result)}
         if arguments.output is not None:
-            write_json(arguments.output, asdict(result))
+            write_json(arguments.output, values)
         Console(stderr=True).print(table(result))
-        print(json.dumps(asdict(result)))
+        print(json.dumps(values))
         return 0
 
     return run_command(SCRIPT, run)

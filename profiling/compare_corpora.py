@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +38,9 @@ from powerinfer_py.placement.statistics.layer_files import captured_shares, read
 from powerinfer_py.placement.statistics.profile import PROFILE_NAME, read_profile
 from powerinfer_py.predictor.files import write_json
 from powerinfer_py.profiler.plot import require_picture, save_picture
+
+sys.path.append(str(Path(__file__).parent.parent / "tools"))
+from result_header import header
 
 SCRIPT = "compare_corpora"
 Counts = npt.NDArray[np.float64]
@@ -171,7 +175,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise OptionError("--share must lie above 0 and at most 1")
         if arguments.plot is not None:
             require_picture(arguments.plot)
-        result = compare(arguments.a, arguments.b, arguments.share, arguments.names)
+        head = header("profiling/compare_corpora.py", argv)
+        result = {**head, **compare(arguments.a, arguments.b, arguments.share, arguments.names)}
         if arguments.output is not None:
             make_folder(arguments.output.parent)
             write_json(arguments.output, result)

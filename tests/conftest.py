@@ -17,6 +17,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="repeat kills and runs as often as `make soak` promises")
+    parser.addoption("--wheel", metavar="FILE", help="the wheel that tests/native/test_wheel.py tries")
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ The first word of an info string is the language, the others say what a test doe
 - `python` is run too, all blocks of a document in one namespace; `python interpreter` in a process of its own, in which
   Triton interprets its kernels;
 - `text output` is what the block before it must print on standard output;
+- `smollm2` (needs the package of that model, which `make` installs): run where it is installed, by a test of its own;
 - `no-run` (needs a download, hours, a GPU or a machine's own paths): commands are parsed, Python is compiled.
 
 Any other language, and blocks that are indented, are looked at for flags only.
@@ -44,7 +45,7 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        return self.language in ("sh", "python") and "no-run" not in self.words
+        return self.language in ("sh", "python") and not {"no-run", "smollm2"} & set(self.words)
 
     @property
     def place(self) -> str:

@@ -1,16 +1,12 @@
-"""The cut of the package: imports point one way, importing is cheap, the wheel holds the package alone."""
+"""The cut of the package: imports point one way, importing is cheap."""
 
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "powerinfer_py"
@@ -100,29 +96,3 @@ def test_import_is_cheap() -> None:
     outputs = [run.stdout.split() for run in runs]
     assert all(has_torch == "False" for _, has_torch in outputs)
     assert min(float(seconds) for seconds, _ in outputs) < 0.3
-
-
-@pytest.mark.timeout(300)
-def test_wheel_holds_the_package_alone(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-        str(ROOT),
-    ]
-    # A build folder of its own: the checkout's belongs to the installed extension.
-    command += ["-C", f"build-dir={tmp_path / 'build'}"]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PIP_NO_INDEX": "1"})
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    top = {name.split("/")[0] for name in names}
-    assert {name for name in top if not name.endswith(".dist-info")} == {"powerinfer_py"}
-    assert any(name.startswith("powerinfer_py/_native") and name.endswith(".so") for name in names)
-    assert "powerinfer_py/_native.pyi" in names
-    assert "powerinfer_py/py.typed" in names
-    assert not any(name.startswith("powerinfer_py/csrc") for name in names)

@@ -22,14 +22,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from time import perf_counter, sleep
 from typing import Any
 
-from peer_machine import describe
 from peer_rows import RATES, Sample, agreement, shortest_row
+from result_header import commit, header, machine
 
 from powerinfer_py.errors import FileFormatError, OptionError, PowerInferError, printable
 from powerinfer_py.predictor.files import read_json
@@ -220,13 +219,6 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def commit() -> str | None:
-    """The checkout's commit, marked where files differ from it."""
-    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() or None
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -258,8 +250,9 @@ def check(options: argparse.Namespace) -> int:
     recorded = read_json(options.check)
     try:
         made_with = parser().parse_args([str(argument) for argument in recorded["command"][1:]])
-        samples, machine = recorded["samples"], recorded["machine"]
-    except (KeyError, TypeError, SystemExit):
+        samples, cpu = recorded["samples"], recorded["machine"]["cpu"]
+        signature = recorded["machine"].get("cpu_signature")
+    except (KeyError, TypeError, AttributeError, SystemExit):
         raise FileFormatError("is no result of compare_peers.py", path=options.check) from None
     for name in ("model", "dense_twin", "llama_cpp_python", "powerinfer", "checkpoint", "transformers"):
         given = getattr(options, name)
@@ -270,15 +263,17 @@ def check(options: argparse.Namespace) -> int:
     engines = {engine.name: engine for engine in engines_from(made_with)}
     name = shortest_row(samples, list(engines))
     repeated, disturbed = run_rounds([engines[name]], made_with)
-    if describe()["cpu"] != machine["cpu"]:
-        print(f"the file is of another CPU, {printable(str(machine['cpu']))}", file=sys.stderr)
+    here = machine()
+    if here["cpu"] != cpu or signature not in (None, here["cpu_signature"]):
+        described = str(cpu) if signature is None else f"{cpu}, {signature}"
+        print(f"the file is of another CPU, {printable(described)}", file=sys.stderr)
     found = agreement(samples[name], repeated[name])
     for what, row in found.items():
         ranges = (f"{row[when][0]:.2f} to {row[when][1]:.2f} tokens/s {when}" for when in ("recorded", "repeated"))
         print(f"{name}, {what}: {', '.join(ranges)}: {'agrees' if row['agrees'] else 'DIFFERS'}")
     agrees = all(row["agrees"] for row in found.values())
     result = {"row": name, "agrees": agrees, **found, "samples": repeated, "disturbed": disturbed}
-    print(json.dumps({"machine": describe(), "commit": commit(), "checked": str(options.check), **result}))
+    print(json.dumps({"machine": here, "commit": commit(), "checked": str(options.check), **result}))
     return 0 if agrees else 1
 
 
@@ -295,15 +290,13 @@ def main(argv: list[str] | None = None) -> int:
             )
         if options.check is not None:
             return check(options)
+        context = header("tools/compare_peers.py", argv)
         samples, disturbed = run_rounds(engines_from(options), options)
     except PowerInferError as error:
         print(f"compare_peers: {error}", file=sys.stderr)
         return 1
     summary, ratios = summarise(samples), compare(samples)
     result = {"summary": summary, "ratios": ratios}
-    command = sys.argv if argv is None else ["tools/compare_peers.py", *argv]
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    context = {"machine": describe(), "commit": commit(), "date": date, "command": command}
     if options.json is not None:
         options.json.write_text(
             json.dumps({**context, **result, "samples": samples, "disturbed": disturbed}, indent=1) + "\n"

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from peer_machine import describe
+from result_header import header
 
 from powerinfer_py.errors import PowerInferError, printable
 
@@ -102,12 +102,12 @@ def main(argv: list[str] | None = None) -> int:
     file_bytes = options.model.stat().st_size
     medians = {name: median(float(str(start[name])) for start in starts) for name in FIGURES}
     result = {
+        **header("tools/measure_start.py", argv),
         "file_bytes": file_bytes,
         "threads": options.threads,
         "median": medians,
         "resident_against_file": medians["resident_bytes"] / file_bytes,
         "starts": starts,
-        "machine": describe(),
     }
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

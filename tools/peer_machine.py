@@ -1,4 +1,4 @@
-"""What the machine is, and how fast it reads memory: the yardstick beside which speeds are reported.
+"""How fast the machine reads memory: the yardstick beside which speeds are reported.
 
 The probe is the package's own (`powerinfer_py.runtime.memory_bandwidth`, which says what it is). Run as a script, it
 prints one JSON line.
@@ -10,35 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 
-from powerinfer_py.cli.inspect.system import cpu_model
 from powerinfer_py.runtime.memory_bandwidth import BUFFER_BYTES, read_bandwidth
-
-
-def describe() -> dict[str, object]:
-    """CPU, cores, memory, GPUs and system."""
-    return {
-        "cpu": cpu_model(),
-        "logical_cores": os.cpu_count(),
-        "ram_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": gpus(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
-def gpus() -> list[str]:
-    """Name, memory and driver of each NVIDIA GPU; empty where the driver's tool finds none or does not exist."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.splitlines() if done.returncode == 0 else []
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,14 +15,12 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-from compare_peers import commit
-from peer_machine import describe
+from result_header import header
 
 from powerinfer_py import LLM, SamplingParams
 from powerinfer_py.errors import PowerInferError
@@ -219,15 +217,12 @@ def main(argv: list[str] | None = None) -> int:
                 "taken apart": profile(llm, options.n, apart=True),
             }
             result = {
+                **header("tools/plot_decode_step.py", argv),
                 "model": Path(options.model).name,
                 "sparsity": str(llm.sparsity),
                 "threads": options.threads,
                 "isa": getattr(llm.engine.kernels, "isa", None),
                 "runs": runs,
-                "machine": describe(),
-                "commit": commit(),
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "command": sys.argv if argv is None else argv,
             }
     except PowerInferError as error:
         print(f"plot_decode_step: {error}", file=sys.stderr)

@@ -4,7 +4,7 @@
 
 Gate rows, up rows and down rows of as many layers as exceed the caches, a fresh random set of neurons for each, through
 the native kernels; the dense time reads every row without a mask. The last line is one JSON object: the straight line
-through the points, its R^2, and the time at 100 % against dense. It measures kernels, not a model.
+through the medians, its R^2, and the time at 100 % against dense. It measures kernels, not a model.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
+from result_header import header
 from torch import Tensor
 
 from powerinfer_py.errors import PowerInferError
@@ -69,8 +71,8 @@ def dense_pass(kernels: NativeKernels, layers: list[Layer], x: Tensor) -> None:
         kernels.accumulate_rows(layer.down, ones, all_rows=True)
 
 
-def measure(kernels: NativeKernels, layers: list[Layer], repeats: int) -> tuple[list[float], float]:
-    """Median seconds at each of SHARES, and dense; the shares take turns, so that a slow moment meets all of them."""
+def measure(kernels: NativeKernels, layers: list[Layer], repeats: int) -> tuple[list[list[float]], list[float]]:
+    """Seconds of each pass at each of SHARES, and dense; they take turns, so that a slow moment meets all of them."""
     n_ff, n_embd = layers[0].up.rows, layers[0].up.cols
     x = torch.randn(1, n_embd, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(2)
@@ -91,24 +93,26 @@ def measure(kernels: NativeKernels, layers: list[Layer], repeats: int) -> tuple[
         start = perf_counter()
         dense_pass(kernels, layers, x)
         dense.append(perf_counter() - start)
-    return [median(samples) for samples in times], median(dense)
+    return times, dense
 
 
-def summary(times: list[float], dense_s: float) -> dict[str, object]:
-    """The straight line through the points and how well it fits."""
+def summary(samples: list[list[float]], dense_samples: list[float]) -> dict[str, Any]:
+    """Seconds of every pass, their medians, the straight line through the medians and how well it fits."""
+    times, dense_s = [median(passes) for passes in samples], median(dense_samples)
     shares, y = np.array(SHARES), np.array(times)
     slope, start = np.polyfit(shares, y, 1)
     residual = ((y - (start + slope * shares)) ** 2).sum()
     return {
         "shares": list(SHARES),
-        "seconds": times,
-        "dense_s": dense_s,
+        "median_s": times,
+        "median_dense_s": dense_s,
         "line": {"start_s": start, "slope_s": slope, "r_squared": 1 - residual / ((y - y.mean()) ** 2).sum()},
         "all_rows_against_dense": times[-1] / dense_s,
+        "samples": {"seconds": samples, "dense_s": dense_samples},
     }
 
 
-def draw(result: dict[str, object], title: str, path: Path) -> None:
+def draw(result: dict[str, Any], title: str, path: Path) -> None:
     """The points, their line and the dense time as a PNG."""
     import matplotlib
 
@@ -116,13 +120,12 @@ def draw(result: dict[str, object], title: str, path: Path) -> None:
     from matplotlib import pyplot
 
     line = result["line"]
-    assert isinstance(line, dict)
     figure, axes = pyplot.subplots(figsize=(6, 4))
     shares = np.array(SHARES)
-    axes.plot(100 * shares, 1e3 * np.array(result["seconds"]), "o", label="measured")
+    axes.plot(100 * shares, 1e3 * np.array(result["median_s"]), "o", label="measured")
     fitted = line["start_s"] + line["slope_s"] * shares
     axes.plot(100 * shares, 1e3 * fitted, label=f"line, R² = {line['r_squared']:.4f}")
-    axes.axhline(1e3 * float(str(result["dense_s"])), color="gray", linestyle="--", label="dense")
+    axes.axhline(1e3 * result["median_dense_s"], color="gray", linestyle="--", label="dense")
     axes.set(xlabel="neurons computed, %", ylabel="milliseconds a token", title=title, ylim=(0, None))
     axes.legend()
     figure.tight_layout()
@@ -149,6 +152,7 @@ def main(argv: list[str] | None = None) -> int:
         except PowerInferError as error:
             print(f"plot_sparse_cost: {error}", file=sys.stderr)
             return 1
+    head = header("tools/plot_sparse_cost.py", argv)
     # torch's own threads spin for a while after a parallel operation, such as making a mask of more than 3,000 neurons,
     # and would take the cores from the kernels under test: rows came at 14 GB/s instead of 20.
     torch.set_num_threads(1)
@@ -156,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     layers = make_layers(kernels, GGMLType[options.type], options.n_ff, options.n_embd, options.layers)
     result = summary(*measure(kernels, layers, options.repeats))
     shape = {"type": options.type, "n_ff": options.n_ff, "n_embd": options.n_embd, "layers": options.layers}
-    result |= {"shape": shape, "threads": options.threads, "isa": kernels.isa}
+    result = {**head, "shape": shape, "threads": options.threads, "isa": kernels.isa, **result}
     if options.png is not None:
         draw(result, f"FFN rows of {options.n_embd} {options.type} weights, {options.threads} threads", options.png)
     if options.json is not None:

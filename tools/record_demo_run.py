@@ -19,6 +19,7 @@ from typing import Any
 
 from demo_checkpoint import RECORD
 from demo_corpus import SETS, CorpusError, read_corpus
+from result_header import header
 
 from powerinfer_py.cli.command import run_command
 from powerinfer_py.errors import OptionError
@@ -76,10 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def run() -> int:
+        head = header("tools/record_demo_run.py", argv)
         try:
             record = gather(arguments.checkpoint, arguments.text, arguments.evaluation, dict(arguments.perplexity))
         except KeyError as error:
             raise OptionError(f"no report of powerinfer-perplexity: {error} is missing") from None
+        record = {**head, **record}
         write_json(arguments.output, record)
         print(json.dumps({name: value for name, value in record.items() if name != "sets"}))
         return 0

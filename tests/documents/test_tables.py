@@ -42,8 +42,60 @@ def test_a_changed_result_changes_its_tables(writer: ModuleType, tmp_path: Path)
     assert "\nz\n" in made
     assert writer.with_tables(made, tmp_path) == made
     (tmp_path / name).write_text('{"summary": {}}')
-    with pytest.raises(PowerInferError, match=r"expected what compare_peers\.py or powerinfer-bench writes"):
+    with pytest.raises(PowerInferError, match="expected what the tool of `ratios` writes"):
         writer.with_tables(text, tmp_path)
+
+
+def test_sentences_follow_their_results(writer: ModuleType, tmp_path: Path) -> None:
+    parts = [
+        {"part": "FFN block", "native_ms": 7.0, "python_ms": 0.3},
+        {"part": "head", "native_ms": 2.0, "python_ms": 0.5},
+        {"part": "sampling", "native_ms": 0.0, "python_ms": 0.4},
+    ]
+    files = {
+        "step": {"runs": {"as it runs": {"ms_per_token": 10.14, "parts": parts}}},
+        "cost": {"line": {"r_squared": 0.98765}, "all_rows_against_dense": 1.234},
+        "turns": {"rounds": 9, "tokens": 7, "bench_against_run": {"median": 1.0014, "min": 0.9, "max": 1.1}},
+        "caches": {
+            "rows": [
+                {
+                    "depth": 2000,
+                    "type": "q8_0",
+                    "tokens_per_s": {"median": 9, "min": 8, "max": 10},
+                    "cache_bytes": 25.7e6,
+                }
+            ]
+        },
+        "reading": {
+            "rows": [
+                {"type": "F16", "threads": 2, "share": share, "gb_per_s": {"median": 20 + share}}
+                for share in (0.1, 1.0)
+            ],
+            "bare_reads": [{"threads": 2, "gb_per_s": {"median": 30}}],
+        },
+    }
+    text = ""
+    for kind, result in files.items():
+        (tmp_path / f"{kind}.json").write_text(json.dumps(result))
+        text += f"<!-- {kind} A+b={kind}.json -->\n<!-- end -->\n"
+    made = writer.with_tables(text, tmp_path)
+    for line in (
+        "Of 10.1 ms, 9.0 are native code; Python takes 0.8 ms around and between the calls, sampling 0.4.",
+        "A straight line fits with an R² of 0.9877, and all rows through a mask take 1.23 times the dense time.",
+        "| A b | 9 | 7 | 1.001 (0.900 to 1.100) |",
+        "| A b | 2,000 | `q8_0` | 9.00 | 8.00 to 10.0 | 25.7 |",
+        "| weights | threads | 10% | all rows | bare read |",
+        "| F16 | 2 | 20.1 | 21.0 | 30.0 |",
+    ):
+        assert f"\n{line}\n" in made
+
+
+def test_every_mark_of_a_document_is_one_that_is_rewritten(writer: ModuleType) -> None:
+    for document in writer.DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        assert (
+            len(re.findall(r"<!-- .*\.json -->", text)) == len(writer.BLOCK.findall(text)) == text.count("<!-- end -->")
+        )
 
 
 def test_check_writes_nothing(writer: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

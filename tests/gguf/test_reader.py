@@ -189,12 +189,12 @@ def test_a_vocabulary_of_128256_tokens_is_parsed_in_under_a_second(tmp_path: Pat
     path = tmp_path / "vocabulary.gguf"
     path.write_bytes(b.gguf_bytes(entries))
     assert path.stat().st_size > 8_000_000
-    # The shortest of three: what the parser needs, not what else runs on the machine.
+    # The shortest of three in processor time: what the parser needs, not what else runs on the machine.
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         file = open_gguf(path)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert min(times) < 1.0
     assert file.get_strings("tokenizer.ggml.tokens") == tokens
     assert file.get_strings("tokenizer.ggml.merges") == merges

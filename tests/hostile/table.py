@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,15 @@ def _row(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "worst_bytes": max(outcome.bytes for outcome in outcomes),
         "worst_seconds": round(max(outcome.seconds for outcome in outcomes), 3),
     }
+
+
+def as_json(values: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
+    """The result file: the figures, and what each case took, a line a case."""
+    samples = ",\n".join(
+        f"{json.dumps(o.case.id)}: {json.dumps({'error': o.error, 'seconds': round(o.seconds, 4), 'bytes': o.bytes})}"
+        for o in outcomes
+    )
+    return f'{json.dumps(values, indent=1)[:-2]},\n"samples": {{\n{samples}\n}}}}\n'
 
 
 def table(values: dict[str, Any]) -> str:

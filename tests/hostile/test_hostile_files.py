@@ -56,6 +56,7 @@ def test_the_document_shows_a_run_of_these_cases() -> None:
     assert {clause: row["cases"] for clause, row in values["clauses"].items()} == Counter(c.clause for c in CASES)
     assert values["cases"] == len(CASES) >= 150
     assert values["accepted_wrongly"] == values["refused_wrongly"] == values["crashes"] == 0
-    assert values["worst_bytes"] < MAX_BYTES
+    assert set(values["samples"]) == {case.id for case in CASES}
+    assert values["worst_bytes"] == max(sample["bytes"] for sample in values["samples"].values()) < MAX_BYTES
     assert values["worst_seconds"] < MAX_S
     assert in_document(DOCUMENT.read_text(encoding="utf-8")) == table(values)

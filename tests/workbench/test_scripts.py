@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 from helpers_logits import FIXTURES
@@ -66,9 +67,69 @@ def test_plot_sparse_cost(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result == json.loads(figures.read_text())
-    assert len(result["seconds"]) == len(result["shares"]) and result["shares"][-1] == 1.0
-    assert all(seconds > 0 for seconds in [*result["seconds"], result["dense_s"]])
+    assert len(result["median_s"]) == len(result["shares"]) and result["shares"][-1] == 1.0
+    assert all(seconds > 0 for seconds in [*result["median_s"], result["median_dense_s"]])
+    samples = result["samples"]
+    assert [median(passes) for passes in samples["seconds"]] == result["median_s"]
+    assert len(samples["dense_s"]) == 2
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_measure_row_reading(tmp_path: Path) -> None:
+    figures = tmp_path / "rows.json"
+    sizes = ("--rows", 64, "--cols", 256, "--mib", 1, "--probe-mib", 1, "--repeats", 2, "--threads", 1, 2)
+    done = run("tools/measure_row_reading.py", *sizes, "--json", figures)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result == json.loads(figures.read_text())
+    assert [probe["threads"] for probe in result["bare_reads"]] == [1, 2]
+    keys = [(row["threads"], row["type"], row["share"]) for row in result["rows"]]
+    assert keys == [
+        (threads, name, share)
+        for threads in (1, 2)
+        for name in ("Q4_0", "Q8_0", "Q6_K", "F16")
+        for share in (0.05, 0.1, 0.3, 0.8, 1.0)
+    ]
+    for row in result["rows"]:
+        assert len(row["seconds"]) == 2
+        rates = [row["bytes"] / seconds / 1e9 for seconds in row["seconds"]]
+        assert row["gb_per_s"] == {"median": pytest.approx(median(rates)), "min": min(rates), "max": max(rates)}
+    # 1 MiB of matrices of 64 rows of 8 blocks of 18 bytes each; a twentieth of 64 rows are 3.
+    assert result["rows"][0]["bytes"] == -(-(1 << 20) // (64 * 8 * 18)) * 3 * 8 * 18
+
+
+def test_compare_cache_types(tmp_path: Path) -> None:
+    # Heads of 64: blocks of the cache hold 32 values.
+    figures, model = tmp_path / "caches.json", ROOT / "powerinfer_py/models_data/demo.powerinfer.gguf"
+    options = ("--depths", 0, 40, "--n", 4, "--rounds", 3, "--threads", 1, "--json", figures)
+    done = run("tools/compare_cache_types.py", model, *options)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(figures.read_text())
+    assert [(row["depth"], row["type"]) for row in result["rows"]] == [
+        (depth, kind) for depth in (0, 40) for kind in ("f16", "q8_0")
+    ]
+    for row in result["rows"]:
+        assert len(row["seconds"]) == 3
+        assert row["tokens_per_s"]["median"] == pytest.approx(4 / median(row["seconds"]))
+    f16, q8_0 = (row["cache_bytes"] for row in result["rows"][2:])
+    # 32 values in 64 bytes against 34; at depth 40 there are 44 tokens by the end, at depth 0 there are 5.
+    assert q8_0 / f16 == pytest.approx(34 / 64)
+    assert f16 / result["rows"][0]["cache_bytes"] == pytest.approx(44 / 5)
+
+
+def test_compare_bench_and_run(tmp_path: Path) -> None:
+    figures, model = tmp_path / "turns.json", FIXTURES / "relu-llama.q4.powerinfer.gguf"
+    options = ("--n", 8, "--rounds", 5, "--threads", 1, "--json", figures)
+    done = run("tools/compare_bench_and_run.py", model, *options)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    result = json.loads(figures.read_text())
+    bench, of_run = result["samples"]["bench"], result["samples"]["run"]
+    assert len(bench) == len(of_run) == result["rounds"] == 5
+    ratios = [a / b for a, b in zip(bench, of_run, strict=True)]
+    assert result["bench_against_run"] == {"median": median(ratios), "min": min(ratios), "max": max(ratios)}
+    # The same work within one process; another process may take the core in between.
+    assert 0.2 < result["bench_against_run"]["median"] < 5
 
 
 def test_plot_decode_step(tmp_path: Path) -> None:
