@@ -227,6 +227,32 @@ class CpuKernels:
         Returns gate, up and down products, neurons that fired, and seconds in the predictor.
         """
 
+    def run_layers(
+        self,
+        attention: list[AttentionBlock],
+        feed_forward: list[FeedForwardBlock],
+        caches: list[tuple[int, int, int, int]],
+        parallel: bool,
+        x: int,
+        y: int,
+        slots: int,
+        positions: int,
+        cos: int,
+        sin: int,
+        n_rot: int,
+        halves: bool,
+        n_tokens: int,
+        n_slots: int,
+        n_ctx: int,
+        counts: int,
+        /,
+    ) -> float:
+        """x, y (n_tokens, n_embd), not the same; the rest as in `attention_block`.
+
+        caches: of each layer the keys, the type of their rows, the values and theirs. counts (n_layers, 4; int64):
+        gate, up and down products and neurons that fired. Returns seconds in the predictors.
+        """
+
     def feed_forward_part(
         self, block: FeedForwardBlock, h: int, mask: int, y: int, fired: int, n_tokens: int, /
     ) -> tuple[int, int, int, int]:

@@ -27,6 +27,7 @@ from powerinfer_py.errors import PowerInferError
 from powerinfer_py.generation.benchmark import random_ids
 from powerinfer_py.kernels import composition
 from powerinfer_py.kernels.cpu import NativeKernels
+from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.models.batch import ForwardBatch
 from powerinfer_py.profiler.plot import require_picture
 
@@ -54,6 +55,7 @@ OPERATIONS = {
     "attention": "attention",
     "attention_block": "attention block",
     "feed_forward_block": "FFN block",
+    "run_layers": "layers",
 }
 BETWEEN, SAMPLING, LOOP = "between operations", "sampling", "decode loop"
 
@@ -90,6 +92,8 @@ class TimedKernels:
         self.parts: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     def __getattr__(self, name: str) -> Any:
+        if self._apart and name == "run_layers":
+            return lambda *arguments, **options: Kernels.run_layers(self, *arguments, **options)  # type: ignore[arg-type]
         if self._apart and name == "attention_block":
             return lambda *arguments: composition.attend(self, *arguments)  # type: ignore[arg-type]
         if self._apart and name == "feed_forward_block":

@@ -167,6 +167,50 @@ public:
         return {counts.gate, counts.up, counts.down, counts.fired, counts.predictor_s};
     }
 
+    // Returns seconds in the predictors; counts (n_layers, 4).
+    double run_layers(const std::vector<const AttentionBlock*>& attention,
+                      const std::vector<const FeedForwardBlock*>& feed_forward,
+                      const std::vector<std::tuple<uintptr_t, int, uintptr_t, int>>& caches, bool parallel, uintptr_t x,
+                      uintptr_t y, uintptr_t slots, uintptr_t positions, uintptr_t cos, uintptr_t sin, int64_t n_rot,
+                      bool halves, int64_t n_tokens, int64_t n_slots, int64_t n_ctx, uintptr_t counts) {
+        require(n_tokens >= 0 && n_tokens < (int64_t{1} << 31), "the number of tokens must be in [0, 2^31)");
+        require(n_slots >= 0 && n_ctx >= 0 && n_rot >= 0 && n_rot % 2 == 0, "a size is negative, or n_rot odd");
+        require(n_tokens == 0 || x != y, "y must not be x");
+        const size_t n = attention.size();
+        require(feed_forward.size() == n && caches.size() == n, "there must be two blocks and a cache for each layer");
+        std::vector<LayerJob> layers(n);
+        for (size_t i = 0; i < n; i++) {
+            const auto& [keys, key_type, values, value_type] = caches[i];
+            require(attention[i] && feed_forward[i], "a layer has no block");
+            const AttentionBlockJob& job = attention[i]->job;
+            require(job.n_embd == attention[0]->job.n_embd && feed_forward[i]->job.n_embd == job.n_embd,
+                    "the layers differ in n_embd");
+            require(n_rot <= job.head_dim, "n_rot must be at most head_dim");
+            layers[i] = {&job, &feed_forward[i]->job, cache_at(keys, key_type, job.head_dim, n_tokens, "keys"),
+                         cache_at(values, value_type, job.head_dim_v, n_tokens, "values")};
+        }
+        const LayersStep step{layers.data(), static_cast<int64_t>(n), parallel,
+                              pointer<const float>(x, n_tokens, "x"), pointer<float>(y, n_tokens, "y"),
+                              pointer<const int64_t>(slots, n_tokens, "slots"),
+                              pointer<const int64_t>(positions, n_tokens, "positions"),
+                              pointer<const float>(cos, n_rot, "cos"), pointer<const float>(sin, n_rot, "sin"),
+                              n_tokens, n_ctx, n_rot, halves};
+        require_indices(step.slots, n_tokens, n_slots, "slot");
+        require_indices(step.positions, n_tokens, n_ctx, "position");
+        int64_t* numbers = pointer<int64_t>(counts, static_cast<int64_t>(4 * n), "counts");
+        std::vector<FeedForwardCounts> counted(n);
+        {
+            const nb::gil_scoped_release unlocked;
+            powerinfer::run_layers(step, counted.data(), executor_);
+        }
+        double predictor_s = 0.0;
+        for (const FeedForwardCounts& c : counted) {
+            for (const int64_t number : {c.gate, c.up, c.down, c.fired}) *numbers++ = number;
+            predictor_s += c.predictor_s;
+        }
+        return predictor_s;
+    }
+
     std::tuple<int64_t, int64_t, int64_t, int64_t> feed_forward_part(
         const FeedForwardBlock& block, uintptr_t h, uintptr_t mask, uintptr_t y, uintptr_t fired, int64_t n_tokens) {
         require(n_tokens >= 0 && n_tokens < (int64_t{1} << 31), "the number of tokens must be in [0, 2^31)");
@@ -263,6 +307,7 @@ NB_MODULE(_native, m) {
         .def("attention", &CpuKernels::attention)
         .def("attention_block", &CpuKernels::attention_block)
         .def("feed_forward_block", &CpuKernels::feed_forward_block)
+        .def("run_layers", &CpuKernels::run_layers)
         .def("feed_forward_part", &CpuKernels::feed_forward_part)
         .def("predict", &CpuKernels::predict);
     bind_blocks(m);

@@ -142,6 +142,25 @@ FeedForwardCounts feed_forward_block(const FeedForwardBlockJob& job, const FeedF
     return counts;
 }
 
+void run_layers(const LayersStep& step, FeedForwardCounts* counts, Executor& executor) {
+    const std::lock_guard lock(executor.busy);
+    const float* x = step.x;
+    for (int64_t i = 0; i < step.n_layers; i++) {
+        const LayerJob& layer = step.layers[i];
+        const int64_t n_x = step.n_tokens * layer.attention->n_embd;
+        // An FFN that sees the layer's input must find it after attention has written its own result.
+        float* attended = step.parallel ? executor.attended.reserve(n_x) : step.y;
+        attention_block(*layer.attention,
+                        {x, x, attended, layer.k_cache, layer.v_cache, step.slots, step.positions, step.cos, step.sin,
+                         step.n_tokens, step.n_ctx, step.n_rot, step.halves},
+                        executor);
+        const float* input = step.parallel ? x : attended;
+        counts[i] = feed_forward_block(
+            *layer.feed_forward, {input, attended, step.y, nullptr, nullptr, step.n_tokens}, executor);
+        x = step.y;
+    }
+}
+
 FeedForwardCounts feed_forward_part(
     const FeedForwardBlockJob& job, const FeedForwardPartStep& step, Executor& executor) {
     const std::lock_guard lock(executor.busy);

@@ -49,6 +49,7 @@ struct Executor {
     Scratch<float> strips;
     Scratch<float> scores;
     Scratch<float> activations;  // between the operations of a block
+    Scratch<float> attended;     // of a layer whose FFN sees its input
     Scratch<uint8_t> masks;
     Scratch<int8_t> quantised;
     Scratch<float> quantised_scales;

@@ -242,6 +242,31 @@ struct FeedForwardStep {
     int64_t n_tokens;
 };
 
+// The blocks of one layer, and where its keys and values lie.
+struct LayerJob {
+    const AttentionBlockJob* attention;
+    const FeedForwardBlockJob* feed_forward;
+    CacheRows k_cache;
+    CacheRows v_cache;
+};
+
+// A forward through all layers. parallel: an FFN and its predictor see the layer's input, as attention does.
+struct LayersStep {
+    const LayerJob* layers;
+    int64_t n_layers;
+    bool parallel;
+    const float* x;  // (n_tokens, n_embd)
+    float* y;        // (n_tokens, n_embd); not x
+    const int64_t* slots;
+    const int64_t* positions;
+    const float* cos;
+    const float* sin;
+    int64_t n_tokens;
+    int64_t n_ctx;
+    int64_t n_rot;
+    bool halves;
+};
+
 // What changes from step to step where a block's rows are run alone: over inputs that are normed already, for the neurons
 // of a mask or all, without a residual. mask and fired, (n_tokens, n_ff) of 0 and 1, may be null.
 struct FeedForwardPartStep {

@@ -22,6 +22,8 @@ void linear_group(const LinearJob* jobs, int n_jobs, Executor& executor);
 // y = residual + the block's result, each in a single call.
 void attention_block(const AttentionBlockJob& job, const AttentionStep& step, Executor& executor);
 FeedForwardCounts feed_forward_block(const FeedForwardBlockJob& job, const FeedForwardStep& step, Executor& executor);
+// All layers in a single call; counts (n_layers).
+void run_layers(const LayersStep& step, FeedForwardCounts* counts, Executor& executor);
 // The FFN of the block's rows alone: neither norm nor predictor nor residual. There may be no rows.
 FeedForwardCounts feed_forward_part(
     const FeedForwardBlockJob& job, const FeedForwardPartStep& step, Executor& executor);

@@ -10,6 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from powerinfer_py.config import Activation
 from powerinfer_py.kernels.matrix import Matrix
 
@@ -123,3 +126,23 @@ class FeedForwardResult:
     predictor_s: float
     predicted: Tensor | None = None
     fired: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LayerBlocks:
+    """The two blocks of one layer."""
+
+    attention: AttentionBlock
+    feed_forward: FeedForwardBlock
+
+
+@dataclass(frozen=True, eq=False)
+class LayersResult:
+    """y: (T, n_embd) after the last layer. counts: int64 (n_layers, 4), as the numbers of a `FeedForwardResult`.
+
+    predictor_s: seconds in the predictors of all layers.
+    """
+
+    y: Tensor
+    counts: npt.NDArray[np.int64]
+    predictor_s: float

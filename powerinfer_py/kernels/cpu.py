@@ -6,6 +6,7 @@ for a call with two tensors: 0.5 us this way, 4.1 us when the extension takes th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,20 +15,30 @@ import torch
 from torch import Tensor
 
 from powerinfer_py import _native
-from powerinfer_py.config import Activation, CacheType
+from powerinfer_py.config import Activation
 from powerinfer_py.gguf.types import GGMLType
 from powerinfer_py.kernels.blocks import (
     AttentionBlock,
     FeedForwardBlock,
     FeedForwardResult,
+    LayerBlocks,
     LayerCache,
-    Norm,
+    LayersResult,
     Predictor,
 )
-from powerinfer_py.kernels.cache_rows import cache_row_bytes
 from powerinfer_py.kernels.composition import reported
+from powerinfer_py.kernels.cpu_layers import run_native_layers
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.kernels.matrix import Matrix, RopeTable
+from powerinfer_py.kernels.tensor_checks import (
+    cache_rows_type,
+    norm_addresses,
+    optional_address,
+    require_tensor,
+    rope_addresses,
+    three_sizes,
+    token_count,
+)
 
 # Types with a packed order of rows, see csrc/isa/packed_rows.hpp.
 PACKED_TYPES = (
@@ -93,28 +104,28 @@ class NativeKernels(Kernels):
         return Matrix(name, ggml_type, rows, cols, data, self._native.pack(handle) if packed else handle, packed)
 
     def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        n_tokens = _tokens(x, matrix.cols)
+        n_tokens = token_count(x, matrix.cols)
         y = torch.empty(n_tokens, matrix.rows)
-        bias_address = _optional(bias, matrix.rows)
+        bias_address = optional_address(bias, matrix.rows)
         self._native.linear(matrix.handle, x.data_ptr(), n_tokens, 0, bias_address, y.data_ptr())
         return y
 
     def linear_masked(self, matrix: Matrix, x: Tensor, mask: Tensor, bias: Tensor | None = None) -> tuple[Tensor, int]:
-        n_tokens = _tokens(x, matrix.cols)
-        _require(mask, "mask", torch.bool, (n_tokens, matrix.rows))
+        n_tokens = token_count(x, matrix.cols)
+        require_tensor(mask, "mask", torch.bool, (n_tokens, matrix.rows))
         y = torch.empty(n_tokens, matrix.rows)
         if not y.numel():
             return y, 0
-        bias_address = _optional(bias, matrix.rows)
+        bias_address = optional_address(bias, matrix.rows)
         count = self._native.linear(matrix.handle, x.data_ptr(), n_tokens, mask.data_ptr(), bias_address, y.data_ptr())
         return y, count
 
     def accumulate_rows(
         self, matrix: Matrix, coefficients: Tensor, bias: Tensor | None = None, *, all_rows: bool = False
     ) -> tuple[Tensor, int]:
-        n_tokens = _tokens(coefficients, matrix.rows)
+        n_tokens = token_count(coefficients, matrix.rows)
         y = torch.empty(n_tokens, matrix.cols)
-        bias_address = _optional(bias, matrix.cols)
+        bias_address = optional_address(bias, matrix.cols)
         count = self._native.accumulate_rows(
             matrix.handle, coefficients.data_ptr(), n_tokens, bias_address, all_rows, y.data_ptr()
         )
@@ -122,32 +133,32 @@ class NativeKernels(Kernels):
 
     def rows(self, matrix: Matrix, ids: Tensor) -> Tensor:
         n = ids.shape[0] if ids.dim() == 1 else -1
-        _require(ids, "ids", torch.int64, (n,))
+        require_tensor(ids, "ids", torch.int64, (n,))
         y = torch.empty(n, matrix.cols)
         self._native.rows(matrix.handle, ids.data_ptr(), n, y.data_ptr())
         return y
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        n_tokens, n = _tokens(x, weight.shape[-1]), weight.shape[-1]
-        _require(weight, "weight", torch.float32, (n,))
+        n_tokens, n = token_count(x, weight.shape[-1]), weight.shape[-1]
+        require_tensor(weight, "weight", torch.float32, (n,))
         y = torch.empty(n_tokens, n)
         self._native.rms_norm(x.data_ptr(), weight.data_ptr(), n_tokens, n, eps, y.data_ptr())
         return y
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-        n_tokens, n = _tokens(x, weight.shape[-1]), weight.shape[-1]
-        _require(weight, "weight", torch.float32, (n,))
+        n_tokens, n = token_count(x, weight.shape[-1]), weight.shape[-1]
+        require_tensor(weight, "weight", torch.float32, (n,))
         y = torch.empty(n_tokens, n)
-        bias_address = _optional(bias, n)
+        bias_address = optional_address(bias, n)
         self._native.layer_norm(x.data_ptr(), weight.data_ptr(), bias_address, n_tokens, n, eps, y.data_ptr())
         return y
 
     def rope(self, x: Tensor, positions: Tensor, table: RopeTable) -> Tensor:
-        n_tokens, n_head, head_dim = _three(x, "x")
+        n_tokens, n_head, head_dim = three_sizes(x, "x")
         n_ctx, n_pairs = table.cos.shape
-        _require(positions, "positions", torch.int64, (n_tokens,))
-        _require(table.cos, "cos", torch.float32, (n_ctx, n_pairs))
-        _require(table.sin, "sin", torch.float32, (n_ctx, n_pairs))
+        require_tensor(positions, "positions", torch.int64, (n_tokens,))
+        require_tensor(table.cos, "cos", torch.float32, (n_ctx, n_pairs))
+        require_tensor(table.sin, "sin", torch.float32, (n_ctx, n_pairs))
         y = torch.empty(n_tokens, n_head, head_dim)
         self._native.rope(
             x.data_ptr(),
@@ -175,17 +186,17 @@ class NativeKernels(Kernels):
         positions: Tensor,
         scale: float,
     ) -> Tensor:
-        n_tokens, n_head, head_dim = _three(q, "q")
-        _, n_head_kv, head_dim_v = _three(v, "v")
+        n_tokens, n_head, head_dim = three_sizes(q, "q")
+        _, n_head_kv, head_dim_v = three_sizes(v, "v")
         n_slots, n_ctx = k_cache.shape[0], k_cache.shape[2]
-        _require(k, "k", torch.float32, (n_tokens, n_head_kv, head_dim))
-        _require(v, "v", torch.float32, (n_tokens, n_head_kv, head_dim_v))
+        require_tensor(k, "k", torch.float32, (n_tokens, n_head_kv, head_dim))
+        require_tensor(v, "v", torch.float32, (n_tokens, n_head_kv, head_dim_v))
         types = (
-            _cache_type(k_cache, "k_cache", (n_slots, n_head_kv, n_ctx), head_dim),
-            _cache_type(v_cache, "v_cache", (n_slots, n_head_kv, n_ctx), head_dim_v),
+            cache_rows_type(k_cache, "k_cache", (n_slots, n_head_kv, n_ctx), head_dim),
+            cache_rows_type(v_cache, "v_cache", (n_slots, n_head_kv, n_ctx), head_dim_v),
         )
-        _require(slots, "slots", torch.int64, (n_tokens,))
-        _require(positions, "positions", torch.int64, (n_tokens,))
+        require_tensor(slots, "slots", torch.int64, (n_tokens,))
+        require_tensor(positions, "positions", torch.int64, (n_tokens,))
         y = torch.empty(n_tokens, n_head * head_dim_v)
         self._native.attention(
             q.data_ptr(),
@@ -210,11 +221,11 @@ class NativeKernels(Kernels):
 
     def prepare_attention(self, block: AttentionBlock) -> AttentionBlock:
         handle = _native.AttentionBlock(
-            _norm(block.norm, block.output.matrix.rows),
+            norm_addresses(block.norm, block.output.matrix.rows),
             [linear.matrix.handle for linear in block.qkv],
-            [_optional(linear.bias, linear.matrix.rows) for linear in block.qkv],
+            [optional_address(linear.bias, linear.matrix.rows) for linear in block.qkv],
             block.output.matrix.handle,
-            _optional(block.output.bias, block.output.matrix.rows),
+            optional_address(block.output.bias, block.output.matrix.rows),
             (block.n_head, block.n_head_kv, block.head_dim, block.head_dim_v),
             block.scale,
         )
@@ -223,13 +234,13 @@ class NativeKernels(Kernels):
     def prepare_feed_forward(self, block: FeedForwardBlock) -> FeedForwardBlock:
         weights, predictor = block.weights, block.predictor
         handle = _native.FeedForwardBlock(
-            _norm(block.norm, weights.up.cols),
+            norm_addresses(block.norm, weights.up.cols),
             None if weights.gate is None else weights.gate.handle,
-            _optional(weights.gate_bias, weights.up.rows),
+            optional_address(weights.gate_bias, weights.up.rows),
             weights.up.handle,
-            _optional(weights.up_bias, weights.up.rows),
+            optional_address(weights.up_bias, weights.up.rows),
             weights.down.handle,
-            _optional(weights.down_bias, weights.up.cols),
+            optional_address(weights.down_bias, weights.up.cols),
             weights.down_is_transposed,
             None if predictor is None else predictor.fc1.handle,
             None if predictor is None else predictor.fc2.handle,
@@ -250,23 +261,17 @@ class NativeKernels(Kernels):
         positions: Tensor,
         rope: RopeTable | None,
     ) -> Tensor:
-        n_tokens = _tokens(x, block.output.matrix.rows)
-        _require(residual, "residual", torch.float32, x.shape)
+        n_tokens = token_count(x, block.output.matrix.rows)
+        require_tensor(residual, "residual", torch.float32, x.shape)
         n_slots, _, n_ctx, _ = cache.keys.shape
         places = (n_slots, block.n_head_kv, n_ctx)
         types = (
-            _cache_type(cache.keys, "keys", places, block.head_dim),
-            _cache_type(cache.values, "values", places, block.head_dim_v),
+            cache_rows_type(cache.keys, "keys", places, block.head_dim),
+            cache_rows_type(cache.values, "values", places, block.head_dim_v),
         )
-        _require(slots, "slots", torch.int64, (n_tokens,))
-        _require(positions, "positions", torch.int64, (n_tokens,))
-        cos, sin, n_rot, halves = 0, 0, 0, False
-        if rope is not None:
-            cos, sin, n_rot, halves = rope.cos.data_ptr(), rope.sin.data_ptr(), rope.n_rot, rope.halves
-            _require(rope.cos, "cos", torch.float32, (rope.cos.shape[0], n_rot // 2))
-            _require(rope.sin, "sin", torch.float32, (rope.cos.shape[0], n_rot // 2))
-            if rope.cos.shape[0] < n_ctx:
-                raise ValueError(f"the RoPE table has {rope.cos.shape[0]} positions, the cache {n_ctx}")
+        require_tensor(slots, "slots", torch.int64, (n_tokens,))
+        require_tensor(positions, "positions", torch.int64, (n_tokens,))
+        cos, sin, n_rot, halves = rope_addresses(rope, n_ctx)
         y = torch.empty_like(x)
         self._native.attention_block(
             block.handle,
@@ -297,8 +302,8 @@ class NativeKernels(Kernels):
         observe: bool = False,
         counts: Tensor | None = None,
     ) -> FeedForwardResult:
-        n_tokens = _tokens(x, block.weights.up.cols)
-        _require(residual, "residual", torch.float32, x.shape)
+        n_tokens = token_count(x, block.weights.up.cols)
+        require_tensor(residual, "residual", torch.float32, x.shape)
         y = torch.empty_like(x)
         predicts = block.predictor is not None and not block.dense
         predicted = torch.empty(n_tokens, block.weights.up.rows, dtype=torch.bool) if observe and predicts else None
@@ -314,8 +319,21 @@ class NativeKernels(Kernels):
         )
         return FeedForwardResult(y, *reported((gate, up, down, n_fired), counts), predictor_s, predicted, fired)
 
+    def run_layers(
+        self,
+        layers: Sequence[LayerBlocks],
+        x: Tensor,
+        caches: Sequence[LayerCache],
+        slots: Tensor,
+        positions: Tensor,
+        rope: RopeTable | None,
+        *,
+        parallel: bool,
+    ) -> LayersResult:
+        return run_native_layers(self._native, layers, x, caches, slots, positions, rope, parallel)
+
     def predict(self, predictor: Predictor, x: Tensor, threshold: float) -> Tensor:
-        n_tokens = _tokens(x, predictor.fc1.cols)
+        n_tokens = token_count(x, predictor.fc1.cols)
         mask = torch.empty(n_tokens, predictor.fc2.rows, dtype=torch.bool)
         self._native.predict(
             predictor.fc1.handle, predictor.fc2.handle, x.data_ptr(), threshold, n_tokens, mask.data_ptr()
@@ -331,10 +349,10 @@ class NativeKernels(Kernels):
         observe: bool = False,
         counts: Tensor | None = None,
     ) -> FeedForwardResult:
-        n_tokens, n_rows = _tokens(h, block.weights.up.cols), block.weights.up.rows
+        n_tokens, n_rows = token_count(h, block.weights.up.cols), block.weights.up.rows
         mask = None if mask is None else mask.contiguous()
         if mask is not None:
-            _require(mask, "mask", torch.bool, (n_tokens, n_rows))
+            require_tensor(mask, "mask", torch.bool, (n_tokens, n_rows))
         y = torch.empty_like(h)
         fired = torch.empty(n_tokens, n_rows, dtype=torch.bool) if observe else None
         numbers = self._native.feed_forward_part(
@@ -346,51 +364,3 @@ class NativeKernels(Kernels):
             n_tokens,
         )
         return FeedForwardResult(y, *reported(numbers, counts), 0.0, mask if observe else None, fired)
-
-
-def _norm(norm: Norm, n: int) -> tuple[int, int, float, bool]:
-    _require(norm.weight, "weight", torch.float32, (n,))
-    return norm.weight.data_ptr(), _optional(norm.bias, n), norm.eps, norm.subtract_mean
-
-
-def _require(tensor: Tensor, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """Raises TypeError for another dtype, ValueError for another shape, another device, or gaps in memory."""
-    if tensor.dtype is not dtype:
-        raise TypeError(f"{name} must be {dtype}, not {tensor.dtype}")
-    if tensor.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, not {tuple(tensor.shape)}")
-    if not (tensor.is_cpu and tensor.is_contiguous()):
-        raise ValueError(f"{name} must be a contiguous CPU tensor")
-
-
-def _cache_type(cache: Tensor, name: str, places: tuple[int, ...], dim: int) -> int:
-    """Type of the rows of `cache`: float16 values (*places, dim), or as uint8 the bytes of their Q8_0 blocks."""
-    if cache.dtype is torch.uint8:
-        _require(cache, name, torch.uint8, (*places, cache_row_bytes(CacheType.Q8_0, dim)))
-        return int(GGMLType.Q8_0)
-    _require(cache, name, torch.float16, (*places, dim))
-    return int(GGMLType.F16)
-
-
-def _tokens(x: Tensor, n: int) -> int:
-    """Number of rows of `x`, which must be float32 (T, n)."""
-    n_tokens = x.shape[0] if x.dim() else 0
-    _require(x, "x", torch.float32, (n_tokens, n))
-    return n_tokens
-
-
-def _three(x: Tensor, name: str) -> tuple[int, int, int]:
-    """Shape of `x`, which must be float32 with three dimensions."""
-    if x.dim() != 3:
-        raise ValueError(f"{name} must have three dimensions, not {x.dim()}")
-    a, b, c = x.shape
-    _require(x, name, torch.float32, (a, b, c))
-    return a, b, c
-
-
-def _optional(bias: Tensor | None, n: int) -> int:
-    """Address of `bias`, which must be float32 (n), or 0 for none."""
-    if bias is None:
-        return 0
-    _require(bias, "bias", torch.float32, (n,))
-    return bias.data_ptr()

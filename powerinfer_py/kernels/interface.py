@@ -9,13 +9,22 @@ for any number of threads. `reference`, which serves where nothing could be comp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from powerinfer_py.gguf.types import GGMLType
-from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock, FeedForwardResult, LayerCache, Predictor
+from powerinfer_py.kernels.blocks import (
+    AttentionBlock,
+    FeedForwardBlock,
+    FeedForwardResult,
+    LayerBlocks,
+    LayerCache,
+    LayersResult,
+    Predictor,
+)
 from powerinfer_py.kernels.mask_bits import pack_columns
 from powerinfer_py.kernels.matrix import Matrix, RopeTable
 
@@ -180,6 +189,32 @@ class Kernels(ABC):
         Bit-equal to `composition.run_feed_forward` over these kernels but for SiLU, whose exponential may differ in the
         last place.
         """
+
+    def run_layers(
+        self,
+        layers: Sequence[LayerBlocks],
+        x: Tensor,
+        caches: Sequence[LayerCache],
+        slots: Tensor,
+        positions: Tensor,
+        rope: RopeTable | None,
+        *,
+        parallel: bool,
+    ) -> LayersResult:
+        """All layers over the residual stream x (T, n_embd), one after the other; a cache each.
+
+        parallel: the FFN and its predictor see the layer's input, as attention does, not what attention made of it.
+        Bit-equal to the calls of the single blocks that stand here.
+        """
+        counts = np.zeros((len(layers), 4), np.int64)
+        predictor_s = 0.0
+        for i, (layer, cache) in enumerate(zip(layers, caches, strict=True)):
+            attended = self.attention_block(layer.attention, x, x, cache, slots, positions, rope)
+            result = self.feed_forward_block(layer.feed_forward, x if parallel else attended, attended)
+            counts[i] = (result.gate_products, result.up_products, result.down_products, result.n_fired)
+            predictor_s += result.predictor_s
+            x = result.y
+        return LayersResult(x, counts, predictor_s)
 
     @abstractmethod
     def predict(self, predictor: Predictor, x: Tensor, threshold: float) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from powerinfer_py.kernels.blocks import FeedForwardResult
+from powerinfer_py.kernels.blocks import FeedForwardResult, LayersResult
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +57,17 @@ class Activity:
         """Adds what one forward of `layer` computed of its `neurons` (tokens x n_ff)."""
         counts = (result.gate_products, result.up_products, result.down_products, result.n_fired)
         self.record_counts(layer, neurons, counts)
+        self.predictor_s += result.predictor_s
+
+    def record_layers(self, neurons: int, result: LayersResult) -> None:
+        """The same of one forward of all layers, each of `neurons`."""
+        gate, up, down, fired = result.counts.T
+        self.neurons += neurons
+        self.fired += fired
+        self.down += down
+        self.first += gate if self.gated else up
+        if self.gated:
+            self.second += up
         self.predictor_s += result.predictor_s
 
     def record_counts(self, layer: int, neurons: int, counts: Sequence[int]) -> None:

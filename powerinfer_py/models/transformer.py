@@ -24,6 +24,10 @@ from powerinfer_py.models.weights import LayerWeights, ModelWeights
 if TYPE_CHECKING:
     from torch import Tensor
 
+# So many tokens go through all layers in one call; of more, the calls cost nothing beside the work, and an interrupt is
+# heard between them.
+STEP_TOKENS = 16
+
 
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -65,6 +69,19 @@ class Transformer:
 
     def run_layers(self, kernels: Kernels, x: Tensor, step: Step) -> Tensor:
         """The residual stream (T, n_embd) after all layers of the range."""
+        batch = step.batch
+        if step.observer is None and len(batch) <= STEP_TOKENS:
+            result = kernels.run_layers(
+                self.weights.blocks,
+                x,
+                step.caches,
+                batch.slots,
+                batch.positions,
+                step.rope,
+                parallel=self.architecture.parallel,
+            )
+            step.activity.record_layers(len(batch) * self.config.n_ff, result)
+            return result.y
         for local, layer in enumerate(self.weights.layers):
             x = self._layer(kernels, local, layer, x, step)
         return x

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from powerinfer_py.config import ModelConfig, Sparsity
-from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock, FeedForwardWeights, Linear, Norm, Predictor
+from powerinfer_py.kernels.blocks import (
+    AttentionBlock,
+    FeedForwardBlock,
+    FeedForwardWeights,
+    LayerBlocks,
+    Linear,
+    Norm,
+    Predictor,
+)
 from powerinfer_py.kernels.matrix import Matrix
 from powerinfer_py.models.architecture import Architecture, NormKind
 
@@ -65,6 +74,11 @@ class ModelWeights:
     layers: tuple[LayerWeights, ...]
     output_norm: Norm
     output: Matrix
+
+    @cached_property
+    def blocks(self) -> tuple[LayerBlocks, ...]:
+        """The blocks of the layers, as `Kernels.run_layers` takes them."""
+        return tuple(LayerBlocks(layer.attention, layer.feed_forward) for layer in self.layers)
 
 
 @dataclass(frozen=True, eq=False)

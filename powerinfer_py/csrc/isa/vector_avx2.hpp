@@ -93,12 +93,19 @@ inline void nibbles(const uint8_t* p, __m128i offset, V* w) {
     widen_signed(_mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(bytes, 4), mask), offset), w + 2);
 }
 
+// With its highest bit turned a nibble is q - 8 as a signed number, and a byte widened with both of them serves twice.
 template <>
 struct Unpack<WeightType::Q4_0> {
     static void group(const uint8_t* p, V* w) {
         const V d = half_scale(p);
-        nibbles(p + 2, _mm_set1_epi8(8), w);
-        for (int i = 0; i < 4; i++) w[i] = _mm256_mul_ps(w[i], d);
+        const __m128i bytes =
+            _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 2)), _mm_set1_epi8(-0x78));
+        const __m256i both[2] = {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes))};
+        for (int i = 0; i < 2; i++) {
+            const __m256i low = _mm256_srai_epi32(_mm256_slli_epi32(both[i], 28), 28);
+            w[i] = _mm256_mul_ps(_mm256_cvtepi32_ps(low), d);
+            w[2 + i] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srai_epi32(both[i], 4)), d);
+        }
     }
 };
 
