@@ -88,9 +88,9 @@ class TestSmolLM2:
             n_compared += n
             n_whole += actual == recorded["generated_ids"][:12]
         assert n_compared > 60
-        # The others part at steps whose lead is below 0.35, within the reach of rounding to 8 bits, and so of the order of
-        # float32 sums: scalar, AVX2 and AVX-512 kernels write 11, 7 and at least 10 of the 13 texts to their end, and
-        # llama.cpp itself, recorded on AVX-512, repeats 7 of its own on AVX2.
+        # The others part at steps whose lead is below 0.35, within the reach of rounding to 8 bits, and so of the order
+        # of float32 sums: scalar, AVX2 and AVX-512 kernels write 11, 7 and at least 10 of the 13 texts to their end,
+        # and llama.cpp itself, recorded on AVX-512, repeats 7 of its own on AVX2.
         assert n_whole >= 7
 
     def test_logits(self, smollm2: LLM, continuations: list[dict[str, list[int]]]) -> None:
