@@ -128,6 +128,9 @@ class CpuKernels:
     def pack(self, matrix: Matrix, /) -> Matrix:
         """A copy of a Q4_0, Q4_1, Q8_0, Q4_K or Q6_K matrix in the order that products like; only they accept it."""
 
+    def copy(self, matrix: Matrix, /) -> Matrix:
+        """A copy of a matrix in memory of its own, in huge pages where it is large."""
+
     def quantise(self, values: int, n_weights: int, type_id: int, out: int, /) -> bool:
         """values (n_weights) as blocks into `out` (uint8), which has room for them.
 

@@ -108,7 +108,7 @@ class RuntimeOptions:
     batch_size: most prompt tokens of one forward.
     max_batch: most live sequences, which sizes the KV cache; None to start with one and grow as prompts come.
     cache_type_k, cache_type_v: how the KV cache stores keys and values; names are taken too.
-    repack: copy quantised weights into a faster order of rows at load, where memory allows; else run from the file's.
+    repack: copy weights out of the file at load, quantised ones into a faster order of rows, where memory allows.
     threads: CPU threads; None for the number of physical cores. threads_batch: the same for prompts; None for threads.
     """
 

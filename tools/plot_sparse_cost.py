@@ -46,7 +46,7 @@ def make_layers(kernels: NativeKernels, ggml_type: GGMLType, n_ff: int, n_embd: 
     data = np.random.default_rng(1).integers(0, 60, n_ff * row_bytes(ggml_type, n_embd), dtype=np.uint8)
 
     def matrix(*, pack: bool) -> Matrix:
-        return kernels.matrix("ffn", ggml_type, n_ff, n_embd, data.copy(), pack=pack)
+        return kernels.matrix("ffn", ggml_type, n_ff, n_embd, data.copy(), pack=pack, copy=True)
 
     return [Layer(matrix(pack=True), matrix(pack=True), matrix(pack=False)) for _ in range(n_layers)]
 

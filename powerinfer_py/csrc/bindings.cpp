@@ -39,6 +39,13 @@ public:
         return packed;
     }
 
+    Matrix copy(const Matrix& stored) {
+        Matrix copied = Matrix::copied_like(stored);
+        const nb::gil_scoped_release unlocked;
+        powerinfer::copy(stored.weights, copied.owned(), executor_);
+        return copied;
+    }
+
     bool quantise(uintptr_t values, int64_t n_weights, int type_id, uintptr_t out) {
         const BlockLayout& layout = layout_of(type_id);
         require(can_quantise(layout.type), "nothing is quantised to this weight type");
@@ -297,6 +304,7 @@ NB_MODULE(_native, m) {
         .def_prop_ro("isa", &CpuKernels::isa)
         .def_prop_ro("threads", &CpuKernels::threads)
         .def("pack", &CpuKernels::pack)
+        .def("copy", &CpuKernels::copy)
         .def("quantise", &CpuKernels::quantise)
         .def("linear", &CpuKernels::linear)
         .def("accumulate_rows", &CpuKernels::accumulate_rows)

@@ -118,6 +118,15 @@ public:
         return packed;
     }
 
+    // Room for a copy of the rows as they are.
+    static Matrix copied_like(const Matrix& stored) {
+        Matrix copied(stored);
+        copied.data_.reset();
+        copied.owned_ = pages(static_cast<size_t>(stored.weights.rows * stored.weights.row_bytes));
+        copied.weights.data = copied.owned_.get();
+        return copied;
+    }
+
     uint8_t* owned() { return owned_.get(); }
 
     // A copy of the rows as they are read.

@@ -169,6 +169,16 @@ void pack(const WeightMatrix& stored, const WeightMatrix& packed, uint8_t* out, 
     });
 }
 
+void copy(const WeightMatrix& stored, uint8_t* out, Executor& executor) {
+    const std::lock_guard lock(executor.busy);
+    const int64_t item_rows = rows_per_item(stored);
+    run_items(executor, divide_up(stored.rows, item_rows), false, [&](int64_t item, int) {
+        const int64_t begin = item * item_rows, end = std::min(begin + item_rows, stored.rows);
+        std::copy(stored.data + begin * stored.row_bytes, stored.data + end * stored.row_bytes,
+                  out + begin * stored.row_bytes);
+    });
+}
+
 void rows(const RowsJob& job, Executor& executor) {
     const std::lock_guard lock(executor.busy);
     const int64_t item_rows = rows_per_item(job.matrix);

@@ -12,6 +12,8 @@ int64_t linear(const LinearJob& job, Executor& executor);
 int64_t accumulate_rows(const AccumulateJob& job, Executor& executor);
 // Rows of `stored` as those of `packed`, whose memory `out` is.
 void pack(const WeightMatrix& stored, const WeightMatrix& packed, uint8_t* out, Executor& executor);
+// The rows of `stored` as they are.
+void copy(const WeightMatrix& stored, uint8_t* out, Executor& executor);
 // Rows as files store them; packed ones cannot be looked up or added.
 void rows(const RowsJob& job, Executor& executor);
 void norm(const NormJob& job, Executor& executor);

@@ -98,10 +98,15 @@ class NativeKernels(Kernels):
         data: npt.NDArray[np.uint8],
         *,
         pack: bool = False,
+        copy: bool = False,
     ) -> Matrix:
         handle = _native.Matrix(data, int(ggml_type), rows, cols)
         packed = pack and ggml_type in PACKED_TYPES
-        return Matrix(name, ggml_type, rows, cols, data, self._native.pack(handle) if packed else handle, packed)
+        if packed:
+            handle = self._native.pack(handle)
+        elif copy:
+            handle = self._native.copy(handle)
+        return Matrix(name, ggml_type, rows, cols, data, handle, packed, copied=packed or copy)
 
     def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None) -> Tensor:
         n_tokens = token_count(x, matrix.cols)

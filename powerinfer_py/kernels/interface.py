@@ -47,11 +47,13 @@ class Kernels(ABC):
         data: npt.NDArray[np.uint8],
         *,
         pack: bool = False,
+        copy: bool = False,
     ) -> Matrix:
         """Prepares a weight matrix. `data` (uint8, rows * row_bytes) must stay alive and unchanged.
 
-        pack: the matrix is only ever multiplied (`linear`, `linear_masked`), and its rows may be copied into an order
-        that is faster to multiply; `Matrix.packed` says whether they were. Otherwise nothing is copied.
+        copy: its rows may be copied into memory that is faster to read than a file's pages; `Matrix.copied` says
+        whether they were. pack: the matrix is only ever multiplied (`linear`, `linear_masked`), so that their order may
+        be one that is faster to multiply; `Matrix.packed` says whether it is. Otherwise nothing is copied.
         """
 
     def fill_rows(

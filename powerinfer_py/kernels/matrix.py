@@ -20,7 +20,8 @@ class Matrix:
 
     data: read-only uint8, one dimension, usually a view of the memory-mapped file. handle: what the implementation that
     made this matrix needs (`Kernels.matrix`); a matrix works only with the kernels that made it. packed: the rows were
-    copied into another order, so that the matrix can be multiplied but not read by rows.
+    copied into another order, so that the matrix can be multiplied but not read by rows. copied: what is read is a
+    copy, packed or not, and no longer `data`.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Matrix:
     data: npt.NDArray[np.uint8]
     handle: Any = None
     packed: bool = False
+    copied: bool = False
 
     @property
     def row_bytes(self) -> int:

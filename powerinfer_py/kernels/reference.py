@@ -119,6 +119,7 @@ class ReferenceKernels(Kernels):
         data: npt.NDArray[np.uint8],
         *,
         pack: bool = False,  # noqa: ARG002  the order of the file is the only one here
+        copy: bool = False,  # noqa: ARG002  torch reads a file's pages as they are
     ) -> Matrix:
         return Matrix(name, ggml_type, rows, cols, data, ReferenceWeights(ggml_type, rows, cols, data, self._kept))
 

@@ -41,7 +41,10 @@ class WeightSource(Protocol):
         """A weight matrix (rows, cols) in the file's type, to be multiplied."""
 
     def table(self, name: str, rows: int, cols: int) -> Matrix:
-        """The same for a matrix whose rows are looked up or added up."""
+        """The same for a matrix whose rows are looked up, few of them for a token."""
+
+    def summed(self, name: str, rows: int, cols: int) -> Matrix:
+        """The same for one whose rows are added up, many of them for a token."""
 
     def transposed(self, name: str, rows: int, cols: int) -> Matrix:
         """The transpose of a matrix that the file holds as (cols, rows), as a table."""
@@ -184,7 +187,7 @@ class Assembly:
         has_rows = source.has(prefix + "ffn_down_t.weight")
         transposes = not has_rows and self.sparsity is not Sparsity.DENSE
         if has_rows:
-            down = source.table(prefix + "ffn_down_t.weight", n_ff, n_embd)
+            down = source.summed(prefix + "ffn_down_t.weight", n_ff, n_embd)
         elif transposes:
             down = source.transposed(prefix + "ffn_down.weight", n_ff, n_embd)
         else:

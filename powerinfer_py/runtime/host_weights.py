@@ -16,7 +16,7 @@ from powerinfer_py.config import RuntimeOptions
 from powerinfer_py.errors import ModelError, UnsupportedError
 from powerinfer_py.gguf import GGUFFile, TensorInfo
 from powerinfer_py.gguf.quants import dequantize
-from powerinfer_py.gguf.types import BLOCK_LAYOUTS, WEIGHT_TYPES, GGMLType
+from powerinfer_py.gguf.types import WEIGHT_TYPES, GGMLType
 from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.kernels.matrix import Matrix
@@ -45,7 +45,7 @@ class FileWeights:
         self._options = options
         self._asked: set[str] = set()
         self._tables: dict[str, Matrix] = {}
-        self.unpacked_reason = _unpacked_reason(file, options, file.n_bytes if n_bytes is None else n_bytes)
+        self.unpacked_reason = _unpacked_reason(options, file.n_bytes if n_bytes is None else n_bytes)
         self.packs = options.repack and self.unpacked_reason is None
         self.transposed_bytes = 0
 
@@ -61,10 +61,25 @@ class FileWeights:
         return info.shape[0]
 
     def matrix(self, name: str, rows: int, cols: int) -> Matrix:
-        """The matrix in its file type, packed where that is wanted; its pages of the file are then let go."""
+        """The matrix in its file type, packed or copied where that is wanted; its pages of the file are then let go."""
         info = self._checked(name, (rows, cols))
-        matrix = self._kernels.matrix(name, info.ggml_type, rows, cols, self._file.tensor_data(name), pack=self.packs)
-        if not matrix.packed:
+        data = self._file.tensor_data(name)
+        matrix = self._kernels.matrix(name, info.ggml_type, rows, cols, data, pack=self.packs, copy=self.packs)
+        if not matrix.copied:
+            return self.table(name, rows, cols)
+        self._file.release(name)
+        return matrix
+
+    def summed(self, name: str, rows: int, cols: int) -> Matrix:
+        """The matrix as it lies in the file, copied where that is wanted; its pages of the file are then let go.
+
+        Rows that lie apart in a file's pages of 4 KB cost a translation of addresses each, in huge pages hardly any.
+        """
+        if not self.packs:
+            return self.table(name, rows, cols)
+        info = self._checked(name, (rows, cols))
+        matrix = self._kernels.matrix(name, info.ggml_type, rows, cols, self._file.tensor_data(name), copy=True)
+        if not matrix.copied:
             return self.table(name, rows, cols)
         self._file.release(name)
         return matrix
@@ -161,13 +176,12 @@ class FileWeights:
         return data
 
 
-def _unpacked_reason(file: GGUFFile, options: RuntimeOptions, n_bytes: int) -> str | None:
-    """Why quantised weights stay in the file's order although nobody asked for that; None where they do not."""
-    is_quantised = any(BLOCK_LAYOUTS[info.ggml_type].n_weights > 1 for info in file.tensors.values())
-    if not (options.repack and is_quantised):
+def _unpacked_reason(options: RuntimeOptions, n_bytes: int) -> str | None:
+    """Why weights stay in the file's pages and order although nobody asked for that; None where they do not."""
+    if not options.repack:
         return None
     if options.use_mlock:
         return "memory locking pins the file's own pages"
     if not fits_in_memory(n_bytes):
-        return f"a packed copy of {n_bytes / 2**30:.1f} GiB does not fit the available memory"
+        return f"a copy of {n_bytes / 2**30:.1f} GiB does not fit the available memory"
     return None

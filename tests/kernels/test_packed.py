@@ -118,6 +118,22 @@ def test_tiny_and_huge_values(native: NativeKernels) -> None:
         assert (np.abs(native.linear(matrix, x).numpy() - expected) <= bound).all()
 
 
+@pytest.mark.parametrize("ggml_type", [GGMLType.F16, GGMLType.Q4_0, GGMLType.Q6_K])
+@pytest.mark.parametrize("rows", [0, 1, 300])
+def test_copied_rows_outlive_what_they_were_copied_from(native: NativeKernels, ggml_type: GGMLType, rows: int) -> None:
+    """Rows of 0.6 to 3 KB, so that 300 of them are several items of work."""
+    given = random_rows(ggml_type, rows, 1536)
+    x, coefficients = tokens(2, 1536), tokens(2, rows)
+    stored = native.matrix("stored", ggml_type, rows, 1536, given.data)
+    expected, summed = native.linear(stored, x), native.accumulate_rows(stored, coefficients)[0]
+    copied = native.matrix("copied", ggml_type, rows, 1536, given.data, copy=True)
+    assert copied.copied and not copied.packed and not stored.copied
+    given.data.flags.writeable = True
+    given.data[:] = 255
+    assert same_bits(native.linear(copied, x), expected)
+    assert same_bits(native.accumulate_rows(copied, coefficients)[0], summed)
+
+
 def test_what_packed_rows_are_refused_for(native: NativeKernels) -> None:
     matrix = packed(native, random_rows(GGMLType.Q4_0, N_ROWS, 64))
     with pytest.raises(ValueError, match="packed"):

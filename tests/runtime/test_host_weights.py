@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from helpers_logits import FIXTURES
 
 from powerinfer_py import LLM
+from powerinfer_py.kernels.matrix import Matrix
 
 QUANTISED = FIXTURES / "bamboo.q4.powerinfer.gguf"
+PLAIN = FIXTURES / "bamboo.powerinfer.gguf"
 
 
 def unpacked(llm: LLM) -> list[str]:
     return [line for line in llm.notices if "the file's order" in line]
 
 
+def layer_matrices(llm: LLM) -> tuple[Matrix, Matrix]:
+    """One that is multiplied, and one whose rows are added up."""
+    layer = llm.engine.transformer.weights.layers[0]
+    return layer.attention.output.matrix, layer.feed_forward.weights.down
+
+
 def is_packed(llm: LLM) -> bool:
-    return llm.engine.transformer.weights.layers[0].attention.output.matrix.packed
+    return layer_matrices(llm)[0].packed
 
 
 def test_packed_by_default() -> None:
@@ -35,8 +44,24 @@ def test_too_little_memory_is_announced(monkeypatch: pytest.MonkeyPatch) -> None
     with LLM(QUANTISED, threads=1) as llm:
         assert not is_packed(llm)
         assert "available memory" in unpacked(llm)[0]
-    with LLM(FIXTURES / "bamboo.powerinfer.gguf", threads=1) as llm:
-        assert unpacked(llm) == []
+    with LLM(PLAIN, threads=1) as llm:
+        assert not layer_matrices(llm)[0].copied
+        assert "available memory" in unpacked(llm)[0]
+
+
+def test_what_cannot_be_packed_is_copied_out_of_the_file() -> None:
+    """But for embeddings, of which a token reads one row; and the arithmetic stays the same."""
+    ids = [1, 5, 9, 2, 7]
+    with LLM(PLAIN, threads=1) as llm:
+        assert all(matrix.copied and not matrix.packed for matrix in layer_matrices(llm))
+        assert not llm.engine.transformer.weights.token_embd.copied
+        copied = llm.logits(ids)
+    with LLM(PLAIN, threads=1, repack=False) as llm:
+        assert not any(matrix.copied for matrix in layer_matrices(llm))
+        assert np.array_equal(llm.logits(ids), copied)
+    with LLM(QUANTISED, threads=1) as llm:
+        output, down = layer_matrices(llm)
+        assert output.packed and down.copied and not down.packed
 
 
 def test_memory_locking_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -305,7 +305,11 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
         Flag(("--mlock",), "keep the model's pages in memory"),
         Flag(("--no-mmap",), "read the file into memory rather than map it"),
-        Flag(("--no-repack",), "compute from the file's own order of weights: less memory, slower", Origin.ADDED),
+        Flag(
+            ("--no-repack",),
+            "compute from the file's own pages and order: less memory, slower",
+            Origin.ADDED,
+        ),
     ),
     "GPU": (
         Flag(

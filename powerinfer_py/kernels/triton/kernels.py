@@ -74,6 +74,7 @@ class TritonKernels(Kernels):
         data: npt.NDArray[np.uint8],
         *,
         pack: bool = False,  # noqa: ARG002  there is one order of rows on a device
+        copy: bool = False,  # noqa: ARG002  and everything there is a copy
     ) -> Matrix:
         """As in the interface, but copied to the device: `data` is not looked at again."""
         return Matrix(name, ggml_type, rows, cols, data, upload(ggml_type, rows, cols, data, self._allocate_weights))

@@ -90,6 +90,10 @@ class BandSource:
         """The same: a device has one order of rows."""
         return self.matrix(name, rows, cols)
 
+    def summed(self, name: str, rows: int, cols: int) -> Matrix:
+        """The same."""
+        return self.matrix(name, rows, cols)
+
     def transposed(self, name: str, rows: int, cols: int) -> Matrix:  # noqa: ARG002
         """Never asked: a layer whose down projection has to be transposed is not streamed."""
         raise AssertionError(f"{name} would be transposed for every band")

@@ -100,6 +100,10 @@ class DeviceSource:
         """The same: a device has one order of rows."""
         return self.matrix(name, rows, cols)
 
+    def summed(self, name: str, rows: int, cols: int) -> Matrix:
+        """The same."""
+        return self.matrix(name, rows, cols)
+
     def transposed(self, name: str, rows: int, cols: int) -> Matrix:
         """Hot rows of the transpose."""
         ggml_type, data = self._file.turned(name, rows, cols)
@@ -164,6 +168,10 @@ class ColdSource:
         return self._made(name, ggml_type, self._order.cold.size, cols, cold, data, pack=self._pack)
 
     def table(self, name: str, rows: int, cols: int) -> Matrix:
+        """The same in the file's own order of bytes."""
+        return self.summed(name, rows, cols)
+
+    def summed(self, name: str, rows: int, cols: int) -> Matrix:
         """Cold rows in the file's own order of bytes, to be added up."""
         ggml_type, data = self._file.stored(name, rows, cols)
         cold = chosen_rows(data, self._order.cold, rows)

@@ -182,9 +182,16 @@ def _keep_weights_in(allocate: AllocateTensor, kernels: Kernels) -> None:
     make = kernels.matrix
 
     def matrix(
-        name: str, ggml_type: GGMLType, rows: int, cols: int, data: npt.NDArray[np.uint8], *, pack: bool = False
+        name: str,
+        ggml_type: GGMLType,
+        rows: int,
+        cols: int,
+        data: npt.NDArray[np.uint8],
+        *,
+        pack: bool = False,
+        copy: bool = False,
     ) -> Matrix:
-        del pack  # a device has an order of its own
+        del pack, copy  # a device has an order and memory of its own
         held = device_type(ggml_type)
         if held is not ggml_type:
             data = dequantize(data, ggml_type, rows, cols).astype("<f2").view(np.uint8).reshape(-1)
