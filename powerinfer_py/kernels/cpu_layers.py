@@ -1,4 +1,4 @@
-"""All layers of a decode step as one native call.
+"""Several layers of a decode step as one native call.
 
 Between two calls the interpreter takes 100 to 200 us a layer once weights have driven its own memory out of the caches,
 and the other threads have gone to sleep meanwhile: a tenth of a token on a model of 7B.

@@ -59,15 +59,15 @@ class Activity:
         self.record_counts(layer, neurons, counts)
         self.predictor_s += result.predictor_s
 
-    def record_layers(self, neurons: int, result: LayersResult) -> None:
-        """The same of one forward of all layers, each of `neurons`."""
+    def record_layers(self, layers: slice, neurons: int, result: LayersResult) -> None:
+        """The same of one forward of several layers, each of `neurons`."""
         gate, up, down, fired = result.counts.T
-        self.neurons += neurons
-        self.fired += fired
-        self.down += down
-        self.first += gate if self.gated else up
+        self.neurons[layers] += neurons
+        self.fired[layers] += fired
+        self.down[layers] += down
+        self.first[layers] += gate if self.gated else up
         if self.gated:
-            self.second += up
+            self.second[layers] += up
         self.predictor_s += result.predictor_s
 
     def record_counts(self, layer: int, neurons: int, counts: Sequence[int]) -> None:

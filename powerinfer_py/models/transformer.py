@@ -24,9 +24,10 @@ from powerinfer_py.models.weights import LayerWeights, ModelWeights
 if TYPE_CHECKING:
     from torch import Tensor
 
-# So many tokens go through all layers in one call; of more, the calls cost nothing beside the work, and an interrupt is
-# heard between them.
+# So many tokens go through so many layers in one call: with more of either, a call costs nothing beside the work, and
+# an interrupt is heard between calls.
 STEP_TOKENS = 16
+STEP_LAYERS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,21 +70,27 @@ class Transformer:
 
     def run_layers(self, kernels: Kernels, x: Tensor, step: Step) -> Tensor:
         """The residual stream (T, n_embd) after all layers of the range."""
-        batch = step.batch
-        if step.observer is None and len(batch) <= STEP_TOKENS:
+        if step.observer is None and len(step.batch) <= STEP_TOKENS:
+            return self._run_few_tokens(kernels, x, step)
+        for local, layer in enumerate(self.weights.layers):
+            x = self._layer(kernels, local, layer, x, step)
+        return x
+
+    def _run_few_tokens(self, kernels: Kernels, x: Tensor, step: Step) -> Tensor:
+        batch, blocks = step.batch, self.weights.blocks
+        for begin in range(0, len(blocks), STEP_LAYERS):
+            part = slice(begin, begin + STEP_LAYERS)
             result = kernels.run_layers(
-                self.weights.blocks,
+                blocks[part],
                 x,
-                step.caches,
+                step.caches[part],
                 batch.slots,
                 batch.positions,
                 step.rope,
                 parallel=self.architecture.parallel,
             )
-            step.activity.record_layers(len(batch) * self.config.n_ff, result)
-            return result.y
-        for local, layer in enumerate(self.weights.layers):
-            x = self._layer(kernels, local, layer, x, step)
+            step.activity.record_layers(part, len(batch) * self.config.n_ff, result)
+            x = result.y
         return x
 
     def head(self, kernels: Kernels, x: Tensor, batch: ForwardBatch) -> Tensor:

@@ -81,16 +81,15 @@ class Engine:
         plan = None
         if device is not None and options.vram_budget not in (None, 0.0):
             plan = self._plan(file, device, choose, n_ctx)
-        source = FileWeights(
-            file, self.kernels, options, None if plan is None else max(0, file.n_bytes - plan.weight_bytes)
-        )
         self.hybrid: HybridModel | None = None
         self._transformer: Transformer | None = None
         if plan is None:
             self.cache = self._make_cache(n_ctx)
+            source = FileWeights(file, self.kernels, options, cache_bytes=self.cache.n_bytes)
             weights = Assembly(self.architecture, self.config, source, self.sparsity).model(self.layers)
             self._transformer = Transformer(self.architecture, self.config, weights, self.layers)
         else:
+            source = FileWeights(file, self.kernels, options, max(0, file.n_bytes - plan.weight_bytes))
             self.hybrid = HybridModel(
                 plan, self.architecture, self.config, self.sparsity, self.layers, source, source, self.kernels
             )
@@ -100,9 +99,10 @@ class Engine:
         self._rope = self._make_rope(n_ctx, self._frequency_factors)
         if self.hybrid is not None:
             self.hybrid.connect(self.cache.layers, self._rope)
-        # Weights that were copied have to be those of the file that was checked; mapped ones are read at every step.
+        # Weights that were copied have to be those of the file that was checked; mapped ones are read at every step,
+        # and of split layers rows may be, even where a whole matrix would have been read into memory.
         _require_unchanged(file.watches)
-        self._watches = file.watches if options.use_mmap else ()
+        self._watches = file.watches if options.use_mmap or self.hybrid is not None else ()
 
     @property
     def n_ctx(self) -> int:

@@ -35,17 +35,25 @@ _WORDS: dict[GGMLType, npt.DTypeLike] = {GGMLType.F32: "<u4", GGMLType.F16: "<u2
 class FileWeights:
     """A `WeightSource` over one open file, for the kernels that will compute with the matrices.
 
-    n_bytes: of the weights that come to the CPU, None for all of the file's.
+    n_bytes: of the weights that come to the CPU, None for all of the file's. cache_bytes: of a KV cache beside them,
+    most of which is not in use yet.
     """
 
-    def __init__(self, file: GGUFFile, kernels: Kernels, options: RuntimeOptions, n_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        file: GGUFFile,
+        kernels: Kernels,
+        options: RuntimeOptions,
+        n_bytes: int | None = None,
+        cache_bytes: int = 0,
+    ) -> None:
         # Of its own, so that rows can still be read when whoever opened the file has closed it.
         self._file = GGUFFile(file.shards)
         self._kernels = kernels
         self._options = options
         self._asked: set[str] = set()
         self._tables: dict[str, Matrix] = {}
-        self.unpacked_reason = _unpacked_reason(options, file.n_bytes if n_bytes is None else n_bytes)
+        self.unpacked_reason = _unpacked_reason(options, file.n_bytes if n_bytes is None else n_bytes, cache_bytes)
         self.packs = options.repack and self.unpacked_reason is None
         self.transposed_bytes = 0
 
@@ -122,8 +130,9 @@ class FileWeights:
             lock_in_memory(data)
 
     def release(self, name: str) -> None:
-        """Lets the system take back the memory of a tensor's pages, which has been copied."""
-        self._file.release(name)
+        """Lets the system take back the memory of a tensor's pages, which has been copied; locked ones stay."""
+        if not self._options.use_mlock:
+            self._file.release(name)
 
     def leave_out(self, name: str) -> None:
         """Notes that a tensor is known and not needed."""
@@ -176,12 +185,12 @@ class FileWeights:
         return data
 
 
-def _unpacked_reason(options: RuntimeOptions, n_bytes: int) -> str | None:
+def _unpacked_reason(options: RuntimeOptions, n_bytes: int, cache_bytes: int) -> str | None:
     """Why weights stay in the file's pages and order although nobody asked for that; None where they do not."""
     if not options.repack:
         return None
     if options.use_mlock:
         return "memory locking pins the file's own pages"
-    if not fits_in_memory(n_bytes):
+    if not fits_in_memory(n_bytes + cache_bytes):
         return f"a copy of {n_bytes / 2**30:.1f} GiB does not fit the available memory"
     return None

@@ -132,12 +132,12 @@ class KVCache:
                 f"{max(n_slots, self.n_slots)} x {max(n_ctx, self.n_ctx)} are needed: load the model with a longer "
                 "context or more sequences"
             )
-        old, old_slots, old_ctx = self.layers, self.n_slots, self.n_ctx
+        old, old_slots, old_ctx, old_bytes = self.layers, self.n_slots, self.n_ctx, self.n_bytes
         self.n_slots, self.n_ctx = max(n_slots, old_slots), max(n_ctx, old_ctx)
         try:
             self._allocate()
-        except ContextError:
-            self.n_slots, self.n_ctx = old_slots, old_ctx
+        except (ContextError, OSError, MemoryError):
+            self.layers, self.n_slots, self.n_ctx, self.n_bytes = old, old_slots, old_ctx, old_bytes
             raise
         for slot in range(old_slots):
             n = len(self.tokens[slot])

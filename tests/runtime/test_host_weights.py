@@ -7,7 +7,11 @@ import pytest
 from helpers_logits import FIXTURES
 
 from powerinfer_py import LLM
+from powerinfer_py.config import RuntimeOptions
+from powerinfer_py.gguf import open_gguf
+from powerinfer_py.kernels.cpu import NativeKernels
 from powerinfer_py.kernels.matrix import Matrix
+from powerinfer_py.runtime.host_weights import FileWeights
 
 QUANTISED = FIXTURES / "bamboo.q4.powerinfer.gguf"
 PLAIN = FIXTURES / "bamboo.powerinfer.gguf"
@@ -62,6 +66,24 @@ def test_what_cannot_be_packed_is_copied_out_of_the_file() -> None:
     with LLM(QUANTISED, threads=1) as llm:
         output, down = layer_matrices(llm)
         assert output.packed and down.copied and not down.packed
+
+
+def test_the_cache_needs_its_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("powerinfer_py.runtime.host_weights.fits_in_memory", lambda n: asked.append(n) or True)
+    with LLM(QUANTISED, threads=1, context_length=64) as llm, open_gguf(QUANTISED) as file:
+        assert asked == [file.n_bytes + llm.engine.cache.n_bytes]
+
+
+def test_locked_pages_are_not_let_go() -> None:
+    """The system refuses to drop them: MADV_DONTNEED over locked pages is an error."""
+    with open_gguf(PLAIN) as file:
+        weights = FileWeights(file, NativeKernels(1), RuntimeOptions(use_mlock=True))
+        info = file.tensors["token_embd.weight"]
+        weights.table("token_embd.weight", *info.shape)
+        with pytest.raises(OSError, match="Invalid argument"):
+            file.release("token_embd.weight")
+        weights.release("token_embd.weight")
 
 
 def test_memory_locking_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:

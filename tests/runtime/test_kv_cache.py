@@ -128,3 +128,17 @@ def test_common_prefix() -> None:
     assert common_prefix([], [1]) == 0
     assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
     assert common_prefix([1, 2], [1, 2, 3]) == 2
+
+
+def test_a_refused_growth_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = KVCache(2, 1, 1, 4, 20, 32)
+    before = (cache.n_slots, cache.n_ctx, cache.n_bytes, cache.layers)
+
+    def refuse(*_sizes: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(kv_cache, "_host_block", refuse)
+    with pytest.raises(MemoryError):
+        cache.grow(2, 8)
+    assert (cache.n_slots, cache.n_ctx, cache.n_bytes) == before[:3]
+    assert cache.layers is before[3]

@@ -15,6 +15,7 @@ from helpers_models import edited_copy
 
 from powerinfer_py import LLM
 from powerinfer_py.config import RuntimeOptions, Sparsity
+from powerinfer_py.errors import FileFormatError
 from powerinfer_py.gguf import BLOCK_LAYOUTS, GGMLType, open_gguf
 from powerinfer_py.gguf.types import row_bytes
 from powerinfer_py.placement.budget import GIB, BudgetError
@@ -248,3 +249,19 @@ def test_cold_rows_are_locked_where_that_is_asked(models: dict[str, Path], monke
         # Half of three arrays of every layer, and the embedding.
         cold = config.n_layer * 3 * (config.n_ff // 2) * config.n_embd * 2
         assert sum(locked) >= cold + config.n_vocab * config.n_embd * 2
+
+
+@pytest.mark.parametrize("hot", [0.0, 0.5])
+def test_a_file_written_to_is_noticed_however_it_is_read(models: dict[str, Path], tmp_path: Path, hot: float) -> None:
+    """Rows of split layers are read from the map, streamed ones for every prompt, whatever was asked of the rest."""
+    model = tmp_path / "model.gguf"
+    model.write_bytes(models["bamboo"].read_bytes())
+    choose = lambda sizes, _fixed, _left: split(sizes.config, hot)  # noqa: E731
+    options = {"threads": 1, "vram_budget": 1.0, "use_mmap": False}
+    with LLM(model, device=CountedStandIn(), choose=choose, **options) as llm:
+        llm.logits([1, 2, 3])
+        with model.open("r+b") as file:
+            file.seek(-64, 2)
+            file.write(b"\xff" * 64)
+        with pytest.raises(FileFormatError, match="changed while it was in use"):
+            llm.logits([1, 2, 3])
