@@ -140,7 +140,7 @@ def test_plot_decode_step(tmp_path: Path) -> None:
     result = json.loads(done.stdout.splitlines()[-1])
     assert result == json.loads(figures.read_text())
     whole, apart = result["runs"]["as it runs"], result["runs"]["taken apart"]
-    assert {"attention block", "FFN block", "head", "embedding"} <= {part["part"] for part in whole["parts"]}
+    assert {"layers", "head", "embedding"} <= {part["part"] for part in whole["parts"]}
     assert {"q, k, v", "predictor", "gate rows", "up rows", "down rows"} <= {part["part"] for part in apart["parts"]}
     for name in ("as it runs", "taken apart"):
         parts = result["runs"][name]["parts"]
