@@ -22,7 +22,6 @@ RESULTS = sorted(
 # Made before there was a header; each lacks a part of it. A file that is made again leaves this list.
 WITHOUT_HEADER = {
     # Of another machine, before files had one.
-    "docs/results/bench-relullama-7b-8-layers-q4_0.json",
     "docs/results/relullama-7b-8-layers-q4_0-avx512.json",
     # The record of one training, half an hour of two cores, which what ships was made from.
     "tools/results/demo_model.json",
