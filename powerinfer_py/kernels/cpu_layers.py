@@ -1,7 +1,8 @@
 """Several layers of a decode step as one native call.
 
-Between two calls the interpreter takes 100 to 200 us a layer once weights have driven its own memory out of the caches,
-and the other threads have gone to sleep meanwhile: a tenth of a token on a model of 7B.
+Between two calls the interpreter waits for its own memory, which weights have driven out of the caches, and the other
+threads go to sleep meanwhile. Eight layers of the 7B shape in Q4_0 on two cores of a Zen 3: Python took 3.1 ms of a
+token of 45 with two calls a layer, 1.0 of 35 with one for all.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class TestSmolLM2:
         # The others part at steps whose lead is below 0.35, within the reach of rounding to 8 bits, and so of the order
         # of float32 sums: scalar, AVX2 and AVX-512 kernels write 11, 7 and at least 10 of the 13 texts to their end,
         # and llama.cpp itself, recorded on AVX-512, repeats 7 of its own on AVX2.
-        assert n_whole >= 7
+        assert n_whole >= (7 if getattr(smollm2.engine.kernels, "isa", None) == "avx2" else 10)
 
     def test_logits(self, smollm2: LLM, continuations: list[dict[str, list[int]]]) -> None:
         expected = np.load(RECORDED / "smollm2.npz")["last_logits"]

@@ -111,7 +111,7 @@ def fill(
 ) -> float:
     """Rows `ids` (None: all) of `data` (rows, row_bytes) as `upload` would lay them out, into `place` on the host.
 
-    Returns `half_scale`. On one core of an AVX-512 server 3.8 GB/s of Q4_0 and 6.6 GB/s of F16; quants copied byte by
+    Returns `half_scale`. On one core of a Zen 3 3.8 GB/s of Q4_0 and 6.6 GB/s of F16; quants copied byte by
     byte took eight times as long.
     """
     storage = STORAGES[ggml_type]
