@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import psutil
+
+from powerinfer_py.runtime.system_files import as_integer, control_groups, read_text
 
 # A core below this share of the best one is an efficiency core. Arm's capacities are 1024 for the best, 750 and more
 # for the middle and 250 to 500 for the little cores; the compact cores of AMD reach 65 to 70 % of the others' clock,
@@ -72,7 +74,7 @@ def _cores(numbers: set[int], cpus: Path) -> set[frozenset[int]] | None:
     cores = set()
     for number in numbers:
         topology = cpus / f"cpu{number}" / "topology"
-        text = _read(topology / "core_cpus_list") or _read(topology / "thread_siblings_list")
+        text = read_text(topology / "core_cpus_list") or read_text(topology / "thread_siblings_list")
         siblings = _number_list(text)
         if number not in siblings:
             return None
@@ -83,11 +85,11 @@ def _cores(numbers: set[int], cpus: Path) -> set[frozenset[int]] | None:
 def _performance_processors(numbers: set[int], devices: Path) -> set[int]:
     """Those of the processors that are no efficiency cores; all of them where they are of one kind."""
     # Intel's hybrid processors register a device a kind.
-    fast = numbers & _number_list(_read(devices / "cpu_core/cpus"))
+    fast = numbers & _number_list(read_text(devices / "cpu_core/cpus"))
     if fast:
         return fast
     for name, share in (("cpu_capacity", _CAPACITY_SHARE), ("cpufreq/cpuinfo_max_freq", _FREQUENCY_SHARE)):
-        values = {number: _integer(_read(devices / "system/cpu" / f"cpu{number}" / name)) for number in numbers}
+        values = {number: as_integer(read_text(devices / "system/cpu" / f"cpu{number}" / name)) for number in numbers}
         known = [value for value in values.values() if value is not None]
         if known and len(known) == len(values):
             least = share * max(known)
@@ -97,24 +99,12 @@ def _performance_processors(numbers: set[int], devices: Path) -> set[int]:
 
 def _quota(root: Path) -> float | None:
     """The smallest quota of the process's control groups and of those above them, in processors."""
-    quotas = []
-    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        mount = root / "sys/fs/cgroup"
-        if not controllers:
-            quotas += [_quota_of(_read(group / "cpu.max")) for group in _groups(mount, path)]
-        elif "cpu" in controllers.split(","):
-            for mounted in (mount / "cpu", mount / controllers):
-                for group in _groups(mounted, path):
-                    limit, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
-                    quotas.append(_quota_of(f"{limit} {period}"))
+    groups = control_groups("cpu", root)
+    quotas = [_quota_of(read_text(group / "cpu.max")) for group in groups.unified]
+    for group in groups.separate:
+        limit, period = read_text(group / "cpu.cfs_quota_us"), read_text(group / "cpu.cfs_period_us")
+        quotas.append(_quota_of(f"{limit} {period}"))
     return min((quota for quota in quotas if quota is not None), default=None)
-
-
-def _groups(mount: Path, path: str) -> list[Path]:
-    """A group's folder and those above it. In a container the path may be the host's, of which only the top exists."""
-    inner = PurePosixPath(path.lstrip("/"))
-    return [mount / group for group in (inner, *inner.parents) if ".." not in group.parts]
 
 
 def _quota_of(text: str | None) -> float | None:
@@ -122,7 +112,7 @@ def _quota_of(text: str | None) -> float | None:
     parts = (text or "").split()
     if len(parts) != 2:
         return None
-    limit, period = _integer(parts[0]), _integer(parts[1])
+    limit, period = as_integer(parts[0]), as_integer(parts[1])
     return limit / period if limit is not None and period is not None and limit > 0 and period > 0 else None
 
 
@@ -131,22 +121,8 @@ def _number_list(text: str | None) -> set[int]:
     numbers: set[int] = set()
     for part in (text or "").strip().split(","):
         first, _, last = part.partition("-")
-        begin, end = _integer(first), _integer(last or first)
+        begin, end = as_integer(first), as_integer(last or first)
         if begin is None or end is None:
             return set()
         numbers.update(range(begin, end + 1))
     return numbers
-
-
-def _integer(text: str | None) -> int | None:
-    try:
-        return int(text or "")
-    except ValueError:
-        return None
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return None

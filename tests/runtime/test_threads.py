@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 import pytest
+from helpers_system_files import write_tree
 
 from powerinfer_py.runtime.threads import Processors, default_threads, find_processors
-
-
-def write(root: Path, files: Mapping[str, str]) -> Path:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n")
-    return root
 
 
 def siblings(cores: list[str]) -> dict[str, str]:
@@ -44,17 +36,17 @@ def test_this_machine() -> None:
 
 
 def test_two_threads_of_a_core_count_once(tmp_path: Path) -> None:
-    root = write(tmp_path, siblings(["0,4", "1,5", "2,6", "3,7"]))
+    root = write_tree(tmp_path, siblings(["0,4", "1,5", "2,6", "3,7"]))
     assert find_processors(range(8), root) == Processors(8, 4, 4, None)
 
 
 def test_older_kernels_name_the_list_otherwise(tmp_path: Path) -> None:
     files = {name.replace("core_cpus_list", "thread_siblings_list"): text for name, text in siblings(["0-1"]).items()}
-    assert find_processors(range(2), write(tmp_path, files)).cores == 1
+    assert find_processors(range(2), write_tree(tmp_path, files)).cores == 1
 
 
 def test_affinity_leaves_some(tmp_path: Path) -> None:
-    root = write(tmp_path, siblings(["0,4", "1,5", "2,6", "3,7"]))
+    root = write_tree(tmp_path, siblings(["0,4", "1,5", "2,6", "3,7"]))
     assert find_processors({1, 3, 5}, root) == Processors(3, 2, 2, None)
 
 
@@ -62,7 +54,7 @@ def test_intel_hybrid(tmp_path: Path) -> None:
     """Two performance cores of two threads, four efficiency cores."""
     files = siblings(["0-1", "2-3", "4", "5", "6", "7"])
     files |= {"sys/devices/cpu_core/cpus": "0-3", "sys/devices/cpu_atom/cpus": "4-7"}
-    root = write(tmp_path, files)
+    root = write_tree(tmp_path, files)
     assert find_processors(range(8), root) == Processors(8, 6, 2, None)
     # Bound to efficiency cores it uses those.
     assert find_processors({4, 5, 6}, root) == Processors(3, 3, 3, None)
@@ -78,12 +70,12 @@ def test_intel_hybrid(tmp_path: Path) -> None:
     ],
 )
 def test_cores_of_unequal_strength(tmp_path: Path, name: str, values: list[int], fast: int) -> None:
-    root = write(tmp_path, siblings(ALONE) | per_cpu(name, values))
+    root = write_tree(tmp_path, siblings(ALONE) | per_cpu(name, values))
     assert find_processors(range(8), root) == Processors(8, 8, fast, None)
 
 
 def test_half_known_strengths_say_nothing(tmp_path: Path) -> None:
-    root = write(tmp_path, siblings(ALONE) | per_cpu("cpu_capacity", [1024, 100]))
+    root = write_tree(tmp_path, siblings(ALONE) | per_cpu("cpu_capacity", [1024, 100]))
     assert find_processors(range(8), root).performance_cores == 8
 
 
@@ -124,7 +116,7 @@ def test_half_known_strengths_say_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_quota(tmp_path: Path, files: dict[str, str], quota: float | None, threads: int) -> None:
-    found = find_processors(range(8), write(tmp_path, siblings(ALONE) | files))
+    found = find_processors(range(8), write_tree(tmp_path, siblings(ALONE) | files))
     assert (found.quota, found.threads) == (quota, threads)
 
 
@@ -133,7 +125,7 @@ def test_a_hidden_or_senseless_topology_leaves_psutil(
     tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 6 if logical else 3)
-    root = write(tmp_path, {"sys/devices/system/cpu/cpu0/topology/core_cpus_list": text} if text else {})
+    root = write_tree(tmp_path, {"sys/devices/system/cpu/cpu0/topology/core_cpus_list": text} if text else {})
     assert find_processors(range(6), root) == Processors(6, 3, 3, None)
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: None)  # noqa: ARG005
     assert find_processors(range(6), root).threads == 6
