@@ -16,7 +16,7 @@ from torch import Tensor
 
 from powerinfer_py import _native
 from powerinfer_py.config import Activation
-from powerinfer_py.gguf.types import GGMLType
+from powerinfer_py.gguf.types import GGMLType, row_bytes
 from powerinfer_py.kernels.blocks import (
     AttentionBlock,
     FeedForwardBlock,
@@ -51,6 +51,9 @@ PACKED_TYPES = (
     GGMLType.Q5_K,
     GGMLType.Q6_K,
 )
+
+# Types whose packed rows are those of another, with more bytes: csrc/jobs.hpp, `packed_form`.
+_PACKED_FORMS = {GGMLType.Q4_K: GGMLType.Q4_1, GGMLType.Q5_K: GGMLType.Q5_1}
 
 # The order of `enum class Activation` in csrc/jobs.hpp.
 _ACTIVATION_IDS = {
@@ -107,6 +110,11 @@ class NativeKernels(Kernels):
         elif copy:
             handle = self._native.copy(handle)
         return Matrix(name, ggml_type, rows, cols, data, handle, packed, copied=packed or copy)
+
+    def copied_bytes(self, ggml_type: GGMLType, rows: int, cols: int, *, pack: bool = False, copy: bool = False) -> int:
+        if pack and ggml_type in PACKED_TYPES:
+            return rows * row_bytes(_PACKED_FORMS.get(ggml_type, ggml_type), cols)
+        return rows * row_bytes(ggml_type, cols) if copy else 0
 
     def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None) -> Tensor:
         n_tokens = token_count(x, matrix.cols)

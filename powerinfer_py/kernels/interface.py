@@ -56,6 +56,18 @@ class Kernels(ABC):
         be one that is faster to multiply; `Matrix.packed` says whether it is. Otherwise nothing is copied.
         """
 
+    def copied_bytes(
+        self,
+        ggml_type: GGMLType,  # noqa: ARG002  these kernels read every matrix where it lies
+        rows: int,  # noqa: ARG002
+        cols: int,  # noqa: ARG002
+        *,
+        pack: bool = False,  # noqa: ARG002
+        copy: bool = False,  # noqa: ARG002
+    ) -> int:
+        """Bytes of host memory that `matrix`, asked the same, takes for its copy; 0 where it makes none."""
+        return 0
+
     def fill_rows(
         self,
         ggml_type: GGMLType,  # noqa: ARG002  these kernels hold every type as the file does

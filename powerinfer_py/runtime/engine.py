@@ -28,8 +28,10 @@ from powerinfer_py.models.transformer import Step, Transformer
 from powerinfer_py.models.weights import Assembly
 from powerinfer_py.placement.budget import budget_in_bytes
 from powerinfer_py.placement.index_choice import IndexChooser, IndexOptions
+from powerinfer_py.placement.placement import Placement
 from powerinfer_py.placement.sizes import model_sizes
 from powerinfer_py.runtime.devices import find_device
+from powerinfer_py.runtime.host_bytes import host_bytes
 from powerinfer_py.runtime.host_weights import FileWeights
 from powerinfer_py.runtime.hybrid.device import Device, Held
 from powerinfer_py.runtime.hybrid.model import Chooser, HybridModel, HybridPlan, make_plan
@@ -85,11 +87,11 @@ class Engine:
         self._transformer: Transformer | None = None
         if plan is None:
             self.cache = self._make_cache(n_ctx)
-            source = FileWeights(file, self.kernels, options, cache_bytes=self.cache.n_bytes)
+            source = self._source(file, None, self.cache.n_bytes)
             weights = Assembly(self.architecture, self.config, source, self.sparsity).model(self.layers)
             self._transformer = Transformer(self.architecture, self.config, weights, self.layers)
         else:
-            source = FileWeights(file, self.kernels, options, max(0, file.n_bytes - plan.weight_bytes))
+            source = self._source(file, plan.placement, plan.host_cache_bytes(self.layers))
             self.hybrid = HybridModel(
                 plan, self.architecture, self.config, self.sparsity, self.layers, source, source, self.kernels
             )
@@ -213,6 +215,12 @@ class Engine:
         if plan.chosen is not None:
             self.notices += plan.chosen.notices
         return plan
+
+    def _source(self, file: GGUFFile, placement: Placement | None, cache_bytes: int) -> FileWeights:
+        n_bytes = host_bytes(
+            file, self.kernels, self.options, self.architecture, self.config, self.sparsity, self.layers, placement
+        )
+        return FileWeights(file, self.kernels, self.options, n_bytes, cache_bytes)
 
     def _make_cache(self, n_ctx: int) -> KVCache:
         return KVCache(

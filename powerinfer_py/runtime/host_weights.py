@@ -35,8 +35,8 @@ _WORDS: dict[GGMLType, npt.DTypeLike] = {GGMLType.F32: "<u4", GGMLType.F16: "<u2
 class FileWeights:
     """A `WeightSource` over one open file, for the kernels that will compute with the matrices.
 
-    n_bytes: of the weights that come to the CPU, None for all of the file's. cache_bytes: of a KV cache beside them,
-    most of which is not in use yet.
+    n_bytes: what the weights that come to the CPU take with all their copies (`host_bytes`). cache_bytes: of a KV cache
+    beside them, most of which is not in use yet. Where both do not fit what is available, weights are not copied.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class FileWeights:
         file: GGUFFile,
         kernels: Kernels,
         options: RuntimeOptions,
-        n_bytes: int | None = None,
+        n_bytes: int = 0,
         cache_bytes: int = 0,
     ) -> None:
         # Of its own, so that rows can still be read when whoever opened the file has closed it.
@@ -53,7 +53,7 @@ class FileWeights:
         self._options = options
         self._asked: set[str] = set()
         self._tables: dict[str, Matrix] = {}
-        self.unpacked_reason = _unpacked_reason(options, file.n_bytes if n_bytes is None else n_bytes, cache_bytes)
+        self.unpacked_reason = _unpacked_reason(options, n_bytes, cache_bytes)
         self.packs = options.repack and self.unpacked_reason is None
         self.transposed_bytes = 0
 
@@ -112,17 +112,15 @@ class FileWeights:
     def turned(self, name: str, rows: int, cols: int) -> tuple[GGMLType, npt.NDArray[np.uint8]]:
         """Type and bytes of the transpose (rows, cols) of a matrix that the file holds as (cols, rows).
 
-        Exact in F32, F16 and BF16; other types become F16, whose 11 bits exceed their 4 to 8.
+        Its values are the file's where `turned_type` keeps the type, else rounded.
         """
         info = self._checked(name, (cols, rows))
         values: npt.NDArray[Any]
         if info.ggml_type in _WORDS:
-            ggml_type = info.ggml_type
-            values = self._file.tensor_data(name).view(_WORDS[ggml_type]).reshape(cols, rows)
+            values = self._file.tensor_data(name).view(_WORDS[info.ggml_type]).reshape(cols, rows)
         else:
-            ggml_type = GGMLType.F16
             values = dequantize(self._file.tensor_data(name), info.ggml_type, cols, rows).astype("<f2")
-        return ggml_type, np.ascontiguousarray(values.T).view(np.uint8).reshape(-1)
+        return turned_type(info.ggml_type), np.ascontiguousarray(values.T).view(np.uint8).reshape(-1)
 
     def keep(self, data: npt.NDArray[np.uint8]) -> None:
         """Locks a copy of weights in memory where the options ask for that. Raises DeviceError where it cannot be."""
@@ -183,6 +181,13 @@ class FileWeights:
         if self._options.use_mlock:
             lock_in_memory(data)
         return data
+
+
+def turned_type(ggml_type: GGMLType) -> GGMLType:
+    """The type of a matrix's transpose: its own in F32, F16 and BF16, else F16, whose 11 bits exceed the other types' 4
+    to 8.
+    """
+    return ggml_type if ggml_type in _WORDS else GGMLType.F16
 
 
 def _unpacked_reason(options: RuntimeOptions, n_bytes: int, cache_bytes: int) -> str | None:

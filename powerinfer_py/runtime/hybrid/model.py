@@ -53,14 +53,9 @@ class HybridPlan:
     batch_size: int
     chosen: ChosenPlacement | None = None
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of weights on the device."""
-        n_bytes = self.sizes.head_bytes if self.placement.head_on_gpu else 0
-        for size, placed in zip(self.sizes.layers, self.placement.layers, strict=True):
-            if placed.block_on_gpu:
-                n_bytes += size.dense_bytes + size.predictor_bytes + size.hot_bytes(placed.hot.size)
-        return n_bytes
+    def host_cache_bytes(self, layers: range) -> int:
+        """Bytes of keys and values of those of `layers` whose blocks are on the CPU."""
+        return sum(self.sizes.layers[i].kv_bytes for i in layers if not self.placement.layers[i].block_on_gpu)
 
 
 # Decides where things go: sizes, bytes for the fixed part, and what is left for the rest.

@@ -28,8 +28,8 @@ Bytes = npt.NDArray[np.uint8]
 # Tensors of a layer with a row, or an element, a neuron.
 NEURON_ROWS = ("ffn_gate.weight", "ffn_up.weight", "ffn_down_t.weight")
 NEURON_VALUES = ("ffn_gate.bias", "ffn_up.bias")
+DOWN_BIASES = ("ffn_down.bias", "ffn_down_t.bias")
 _PREDICTOR = ("fc1.weight", "fc2.weight")
-_DOWN_BIASES = ("ffn_down.bias", "ffn_down_t.bias")
 
 
 def short_name(name: str) -> str:
@@ -152,7 +152,7 @@ class ColdSource:
 
     def has(self, name: str) -> bool:
         """Whether the file has the tensor, and the cold side wants it: the bias of the sum is the device's to add."""
-        return short_name(name) not in _DOWN_BIASES and self._file.has(name)
+        return short_name(name) not in DOWN_BIASES and self._file.has(name)
 
     def rows(self, name: str) -> int:
         """First dimension of a tensor of two."""
