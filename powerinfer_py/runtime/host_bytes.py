@@ -55,7 +55,7 @@ def host_bytes(
         if not placed.block_on_gpu:
             assembly.layer(index)
         elif (n_cold := config.n_ff - placed.hot.size) > 0:
-            cold = _ColdCount(file, kernels, options, n_cold)
+            cold = _ColdCount(file, kernels, options, n_cold, config.n_ff)
             Assembly(architecture, config, cold, sparsity).feed_forward(index)
             total += cold.n_bytes
     if layers.stop == config.n_layer and not placement.head_on_gpu:
@@ -133,11 +133,14 @@ class _Count:
 
 
 class _ColdCount(_Count):
-    """The same of `n_cold` neurons of a layer, whose rows are copied out of the file in any case (`ColdSource`)."""
+    """The same of `n_cold` of a layer's `n_ff` neurons. Fewer than all are copied out of the file in any case
+    (`ColdSource`).
+    """
 
-    def __init__(self, file: GGUFFile, kernels: Kernels, options: RuntimeOptions, n_cold: int) -> None:
+    def __init__(self, file: GGUFFile, kernels: Kernels, options: RuntimeOptions, n_cold: int, n_ff: int) -> None:
         super().__init__(file, kernels, options)
         self._n_cold = n_cold
+        self._has_all = n_cold == n_ff
 
     def has(self, name: str) -> bool:
         """As `ColdSource.has`."""
@@ -154,6 +157,8 @@ class _ColdCount(_Count):
         return super().vector(name, self._n_cold if short_name(name) in NEURON_VALUES else n)
 
     def _counted(self, name: str, rows: int, cols: int, *, pack: bool) -> Matrix:
+        if self._has_all:
+            return super()._counted(name, rows, cols, pack=pack)
         if (info := self._found(name, rows, cols)) is not None:
             by_columns = short_name(name) == "ffn_down.weight"
             n_rows, n_cols = (rows, self._n_cold) if by_columns else (self._n_cold, cols)

@@ -107,14 +107,15 @@ def test_a_range_of_layers_takes_its_own_alone() -> None:
 
 
 @pytest.mark.parametrize("head", [False, True])
-@pytest.mark.parametrize("share", [0.4, 1.0])
-@pytest.mark.parametrize("name", ["bamboo", "relu-falcon.q4", "opt", "opt.gguf"])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("name", ["bamboo", "relu-falcon.q4", "opt", "opt.gguf", "opt.turned"])
 def test_what_a_split_leaves_to_the_host(tmp_path: Path, name: str, share: float, head: bool) -> None:
     path = FIXTURES / f"{name}.powerinfer.gguf"
     if name.startswith("opt"):
-        is_dense = name == "opt.gguf"
+        is_dense = name != "opt"
         path = write_opt(tmp_path / "opt.gguf", predictors=not is_dense, neurons_as_rows=not is_dense)
-    options = RuntimeOptions(threads=1, context_length=32, vram_budget=1.0)
+    sparsity = Sparsity.EXACT if name == "opt.turned" else Sparsity.AUTO
+    options = RuntimeOptions(sparsity, threads=1, context_length=32, vram_budget=1.0)
     with open_gguf(path) as file:
         config = read_config(file, options)
         placement = split(config, share, blocks=[index != 1 for index in range(config.n_layer)], head=head)

@@ -127,7 +127,7 @@ class Loader:
         )
 
     def _cold(self, index: int, order: NeuronOrder) -> FeedForwardBlock:
-        source = ColdSource(self.host_file, self.host_kernels, order, pack=self.host_file.packs)
+        source = ColdSource(self.host_file, self.host_kernels, order)
         assembly = Assembly(self.architecture, self.config, source, self.sparsity)
         return self.host_kernels.prepare_feed_forward(assembly.feed_forward(index))
 

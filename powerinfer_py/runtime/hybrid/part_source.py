@@ -142,13 +142,16 @@ class DeviceSource:
 
 
 class ColdSource:
-    """A `WeightSource` of a layer's cold neurons for the CPU: copies of their rows, packed where `pack` says so."""
+    """A `WeightSource` of a layer's cold neurons for the CPU: copies of their rows, packed where the file's are.
 
-    def __init__(self, file: FileWeights, kernels: Kernels, order: NeuronOrder, *, pack: bool) -> None:
+    Where all neurons are cold, nothing is chosen, and they get what the file hands out: a copy or a view of the map, as
+    its options say.
+    """
+
+    def __init__(self, file: FileWeights, kernels: Kernels, order: NeuronOrder) -> None:
         self._file = file
         self._kernels = kernels
         self._order = order
-        self._pack = pack
 
     def has(self, name: str) -> bool:
         """Whether the file has the tensor, and the cold side wants it: the bias of the sum is the device's to add."""
@@ -160,12 +163,14 @@ class ColdSource:
 
     def matrix(self, name: str, rows: int, cols: int) -> Matrix:
         """Cold rows, or cold columns of a down projection that is not a neuron a row."""
+        if self._has_all:
+            return self._file.matrix(name, rows, cols)
         ggml_type, data = self._file.stored(name, rows, cols)
         if short_name(name) == "ffn_down.weight":
             cold = chosen_columns(ggml_type, data, self._order.cold, rows, cols)
-            return self._made(name, ggml_type, rows, self._order.cold.size, cold, data, pack=self._pack)
+            return self._made(name, ggml_type, rows, self._order.cold.size, cold, pack=self._file.packs)
         cold = chosen_rows(data, self._order.cold, rows)
-        return self._made(name, ggml_type, self._order.cold.size, cols, cold, data, pack=self._pack)
+        return self._made(name, ggml_type, self._order.cold.size, cols, cold, pack=self._file.packs)
 
     def table(self, name: str, rows: int, cols: int) -> Matrix:
         """The same in the file's own order of bytes."""
@@ -173,9 +178,11 @@ class ColdSource:
 
     def summed(self, name: str, rows: int, cols: int) -> Matrix:
         """Cold rows in the file's own order of bytes, to be added up."""
+        if self._has_all:
+            return self._file.summed(name, rows, cols)
         ggml_type, data = self._file.stored(name, rows, cols)
         cold = chosen_rows(data, self._order.cold, rows)
-        return self._made(name, ggml_type, self._order.cold.size, cols, cold, data, pack=False)
+        return self._made(name, ggml_type, self._order.cold.size, cols, cold, pack=False)
 
     def transposed(self, name: str, rows: int, cols: int) -> Matrix:
         """Cold rows of the transpose."""
@@ -198,15 +205,16 @@ class ColdSource:
         """The block ready for the CPU's kernels."""
         return self._kernels.prepare_feed_forward(block)
 
-    def _made(
-        self, name: str, ggml_type: GGMLType, rows: int, cols: int, cold: Bytes, stored: Bytes, *, pack: bool
-    ) -> Matrix:
+    @property
+    def _has_all(self) -> bool:
+        return self._order.hot.size == 0
+
+    def _made(self, name: str, ggml_type: GGMLType, rows: int, cols: int, cold: Bytes, *, pack: bool) -> Matrix:
         matrix = self._kernels.matrix(name, ggml_type, rows, cols, cold, pack=pack)
         if matrix.packed:
             # The packed rows are a copy of the copy.
             matrix = replace(matrix, data=np.empty(0, np.uint8))
-        if matrix.packed or cold is not stored:
-            self._file.release(name)
+        self._file.release(name)
         self._file.keep(matrix.data)
         return matrix
 

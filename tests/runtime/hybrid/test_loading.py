@@ -18,6 +18,7 @@ from powerinfer_py.config import RuntimeOptions, Sparsity
 from powerinfer_py.errors import FileFormatError
 from powerinfer_py.gguf import BLOCK_LAYOUTS, GGMLType, open_gguf
 from powerinfer_py.gguf.types import row_bytes
+from powerinfer_py.kernels.matrix import Matrix
 from powerinfer_py.placement.budget import GIB, BudgetError
 from powerinfer_py.placement.placement import Placement, everything_on_cpu
 from powerinfer_py.runtime import engine as engine_module
@@ -127,6 +128,58 @@ def test_host_memory_is_what_is_not_on_the_device(models: dict[str, Path]) -> No
                         assert matrix.data.base is None or matrix.data.base.nbytes <= matrix.rows * matrix.row_bytes
                         assert matrix.data.size == (0 if matrix.packed else matrix.rows * matrix.row_bytes)
             assert held <= 1.1 * (1 - share) * ffn_bytes
+
+
+def cold_matrices(llm: LLM) -> list[Matrix]:
+    assert llm.engine.hybrid is not None
+    found = []
+    for layer in llm.engine.hybrid.weights.layers:
+        assert isinstance(layer, DeviceLayer) and layer.cold is not None
+        weights = layer.cold.weights
+        found += [matrix for matrix in (weights.up, weights.gate, weights.down) if matrix is not None]
+    return found
+
+
+def is_mapped(data: np.ndarray) -> bool:
+    """A chain of views of memory that numpy has not allocated."""
+    base: object = data
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base is not None
+
+
+@pytest.mark.parametrize("name", ["bamboo", "bamboo.q4", "opt.gguf"])
+def test_without_hot_neurons_cold_rows_are_kept_as_the_cpu_keeps_them(models: dict[str, Path], name: str) -> None:
+    """Nothing is chosen of the file's rows, and yet they do not stay in its pages unless the options want it."""
+    choose = lambda sizes, _fixed, _left: split(sizes.config, 0.0)  # noqa: E731
+    kept: dict[str, list[tuple[bool, bool, bool]]] = {}
+    logits = []
+    for what, options in {"copied": {}, "read": {"repack": False, "use_mmap": False}, "map": {"repack": False}}.items():
+        options |= {"threads": 1, "vram_budget": 1.0}
+        with LLM(models[name], device=CountedStandIn(), choose=choose, **options) as llm:
+            matrices = cold_matrices(llm)
+            kept[what] = [(matrix.packed, matrix.copied, is_mapped(matrix.data)) for matrix in matrices]
+            logits.append(llm.logits([1, 2, 3]))
+    packed = name == "bamboo.q4"
+    for what, up, down in (
+        ("copied", (packed, True, True), (False, True, True)),
+        ("read", (False, False, False), (False, False, False)),
+        ("map", (False, False, True), (False, False, True)),
+    ):
+        assert set(kept[what]) == {up, down}
+    assert np.array_equal(logits[1], logits[2])
+
+
+def test_without_hot_neurons_the_files_pages_are_locked(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked: list[np.ndarray] = []
+    monkeypatch.setattr("powerinfer_py.runtime.host_weights.lock_in_memory", locked.append)
+    choose = lambda sizes, _fixed, _left: split(sizes.config, 0.0)  # noqa: E731
+    options = {"threads": 1, "vram_budget": 1.0, "use_mlock": True}
+    with LLM(models["bamboo"], device=CountedStandIn(), choose=choose, **options) as llm:
+        addresses = {data.ctypes.data for data in locked}
+        assert all(matrix.data.ctypes.data in addresses for matrix in cold_matrices(llm))
 
 
 def test_types_without_device_kernels_become_float16(models: dict[str, Path]) -> None:
