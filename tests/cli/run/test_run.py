@@ -223,7 +223,7 @@ def test_an_interrupted_result_is_still_one_json_object(runner: Runner) -> None:
     assert json.loads(outcome.out)["completions"][0]["finish_reason"] == "cancelled"
 
 
-def test_a_second_interrupt_leaves_at_once(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_interrupt_does_not_wait_for_the_text(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     class LeftError(Exception):
         pass
 
