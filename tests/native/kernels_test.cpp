@@ -1,5 +1,6 @@
-// Every operation and both blocks of a layer, without Python: weight types x instruction sets x numbers of threads x
-// concurrent callers, on random data. For sanitizers above all; what the results must be is tested from Python.
+// Every operation, both blocks of a layer and all layers in one call, without Python: weight types x instruction sets x
+// numbers of threads x concurrent callers, on random data. For sanitizers above all; what the results must be is tested
+// from Python.
 //
 // A run's results must have the same bits for any number of threads, beside another caller, and each of a thousand
 // times. Exit status 0, or 1 with the reason.
@@ -7,44 +8,15 @@
 #include <thread>
 
 #include "cold_worker.hpp"
-#include "random_model.hpp"
+#include "layers_case.hpp"
+#include "random_layer.hpp"
 
 namespace native_test {
 
 namespace {
 
-constexpr int64_t kEmbd = 256, kFf = 512, kHead = 4, kHeadKv = 2, kHeadDim = 64, kSlots = 2, kCtx = 24;
-constexpr int64_t kMaxTokens = 9;
-constexpr int64_t kManyTokens = 66, kFewRows = 21;  // more than a block of tokens, fewer than an item of rows
 constexpr int kThreads = 4;
 constexpr int kRuns = 1000;
-
-// One layer in one weight type, with inputs for at most kMaxTokens tokens.
-struct Model {
-    explicit Model(const Layout& layout, uint64_t seed)
-        : random(seed), q(layout, kHead * kHeadDim, kEmbd, random), k(layout, kHeadKv * kHeadDim, kEmbd, random),
-          v(layout, kHeadKv * kHeadDim, kEmbd, random), output(layout, kEmbd, kHead * kHeadDim, random),
-          gate(layout, kFf, kEmbd, random), up(layout, kFf, kEmbd, random), down_t(layout, kFf, kEmbd, random),
-          down(layout, kEmbd, kFf, random), fc1(layout, kEmbd, kEmbd, random), fc2(layout, kFf, kEmbd, random),
-          few_rows(layout, kFewRows, kEmbd, random), x(floats(random, kManyTokens * kEmbd)),
-          bias(floats(random, kFf)), norm(floats(random, kEmbd)), cos(floats(random, kCtx * kHeadDim / 2)),
-          sin(floats(random, kCtx * kHeadDim / 2)), mask(mask_of(random, kMaxTokens * kFf, 0.15f)),
-          coefficients(floats(random, kMaxTokens * kFf)) {
-        for (size_t i = 0; i < coefficients.size(); i++) coefficients[i] *= mask[i];
-        for (int64_t t = 0; t < kMaxTokens; t++) {
-            slots.push_back(t % kSlots);
-            positions.push_back(t / kSlots + 7);
-            ids.push_back(static_cast<int64_t>(random.next() % kFf));
-        }
-    }
-
-    Random random;
-    Weights q, k, v, output, gate, up, down_t, down, fc1, fc2, few_rows;
-    std::vector<float> x, bias, norm, cos, sin;
-    std::vector<uint8_t> mask;
-    std::vector<float> coefficients;
-    std::vector<int64_t> slots, positions, ids;
-};
 
 void run_linear(const WeightMatrix& matrix, const float* x, const Model& model, const uint8_t* mask, int64_t n_tokens,
                 Executor& executor, Results& results) {
@@ -98,20 +70,6 @@ void run_token_wise(const Model& model, int64_t n_tokens, Executor& executor, Re
 
 constexpr WeightType kCacheTypes[] = {WeightType::F16, WeightType::Q8_0};
 
-// Keys or values whose first positions hold something for every token to see; read as float16 or as blocks, the same
-// pattern is finite.
-struct Cache {
-    Cache(WeightType type, uint16_t first)
-        : rows(cache_rows(nullptr, type, kHeadDim)), halves(kPlaces * rows.row_bytes / 2) {
-        rows.data = reinterpret_cast<uint8_t*>(halves.data());
-        for (int64_t i = 0; i < kPlaces * rows.row_bytes / 2; i++)
-            halves.data()[i] = static_cast<uint16_t>(first + i % 512);
-    }
-    static constexpr int64_t kPlaces = kSlots * kHeadKv * kCtx;
-    CacheRows rows;
-    Output<uint16_t> halves;
-};
-
 void run_attention(const Model& model, WeightType key_type, WeightType value_type, int64_t n_tokens, Executor& executor,
                    Results& results) {
     Cache keys(key_type, 0x2c00), values(value_type, 0xb000);
@@ -127,24 +85,8 @@ void run_attention(const Model& model, WeightType key_type, WeightType value_typ
 
 void run_attention_block(const Model& model, WeightType cache_type, int64_t n_tokens, bool packs, Executor& executor,
                          Results& results) {
-    std::vector<Weights> packed;
-    packed.reserve(4);
-    const auto linear_of = [&](const Weights& stored, const float* bias) -> Linear {
-        if (!packs) return {stored.matrix, bias};
-        packed.push_back(Weights::packed(stored, executor));
-        return {packed.back().matrix, bias};
-    };
-    AttentionBlockJob job{};
-    job.norm = {model.norm.data(), nullptr, 1e-5f, false};
-    job.q = linear_of(model.q, model.bias.data());
-    job.k = linear_of(model.k, nullptr);
-    job.v = linear_of(model.v, nullptr);
-    job.output = linear_of(model.output, model.bias.data());
-    job.n_embd = kEmbd;
-    job.n_head = kHead;
-    job.n_head_kv = kHeadKv;
-    job.head_dim = job.head_dim_v = kHeadDim;
-    job.scale = 0.125f;
+    Prepared prepared(packs, executor);
+    const AttentionBlockJob job = attention_job(model, prepared);
     Cache keys(cache_type, 0x2c00), values(cache_type, 0xb000);
     Output<float> y(n_tokens * kEmbd);
     const AttentionStep step{model.x.data(), model.x.data(), y.data(), keys.rows, values.rows, model.slots.data(),
@@ -155,11 +97,6 @@ void run_attention_block(const Model& model, WeightType cache_type, int64_t n_to
     values.halves.close(results);
 }
 
-// The kinds of FFN: what is absent, what decides, what is read.
-struct FeedForwardCase {
-    Activation activation;
-    bool gated, predicts, dense, down_is_transposed;
-};
 constexpr FeedForwardCase kFeedForwardCases[] = {
     {Activation::relu, true, true, false, true},   {Activation::drelu, true, true, false, true},
     {Activation::relu2, false, true, false, true}, {Activation::fatrelu, true, false, false, true},
@@ -168,28 +105,9 @@ constexpr FeedForwardCase kFeedForwardCases[] = {
 
 void run_feed_forward(const Model& model, const FeedForwardCase& kind, int64_t n_tokens, bool packs,
                       Executor& executor, Results& results) {
-    std::vector<Weights> packed;
-    packed.reserve(3);
-    const auto matrix_of = [&](const Weights& stored) {
-        if (!packs) return stored.matrix;
-        packed.push_back(Weights::packed(stored, executor));
-        return packed.back().matrix;
-    };
-    FeedForwardBlockJob job{};
+    Prepared prepared(packs, executor);
+    FeedForwardBlockJob job = feed_forward_job(model, kind, prepared);
     job.norm = {model.norm.data(), model.bias.data(), 1e-5f, true};
-    if (kind.gated) job.gate = {matrix_of(model.gate), nullptr};
-    job.up = {matrix_of(model.up), model.bias.data()};
-    job.down = {kind.down_is_transposed ? model.down_t.matrix : matrix_of(model.down), model.bias.data()};
-    if (kind.predicts) {
-        job.fc1 = model.fc1.matrix;
-        job.fc2 = model.fc2.matrix;
-    }
-    job.down_is_transposed = kind.down_is_transposed;
-    job.dense = kind.dense;
-    job.activation = kind.activation;
-    job.fatrelu_threshold = 0.1f;
-    job.n_embd = kEmbd;
-    job.n_ff = kFf;
     Output<float> y(n_tokens * kEmbd);
     Output<uint8_t> predicted(n_tokens * kFf), fired(n_tokens * kFf);
     const FeedForwardStep step{model.x.data(), model.x.data(), y.data(), kind.predicts ? predicted.data() : nullptr,
@@ -338,6 +256,7 @@ int main(int argc, char** argv) {
     test_pools();
     for (int i = 0; i < available.n; i++) {
         for (const Layout& layout : chosen) test_type(*available.tables[i], layout);
+        test_layers(*available.tables[i]);
         test_many_runs(*available.tables[i]);
         std::printf("%s: %zu weight types\n", available.tables[i]->name, chosen.size());
         std::fflush(stdout);
