@@ -25,6 +25,13 @@ from powerinfer_py.placement.relaxation import Bounds, Limit, Relaxation
 from powerinfer_py.placement.solver import LARGE_GAP, Solution, solve
 
 
+def test_bytes_of_many_counts_are_those_of_each() -> None:
+    table = candidates(random_problem(np.random.default_rng(3), n_layer=1, n_ff=40))[0]
+    table = replace(table, layer=replace(table.layer, sizes=replace(table.layer.sizes, neuron_row_bytes=(18, 4, 256))))
+    counts = table.group_counts()
+    assert table.hot_bytes(counts).tolist() == [table.layer.sizes.hot_bytes(count) for count in counts.tolist()]
+
+
 def bounds_of(problem: Problem, least: int | None = None) -> tuple[Program, Bounds]:
     program = Program(problem, candidates(problem))
     weights = [option.n_bytes for option in program.options]
