@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -98,6 +99,25 @@ def bytes_of(problem: Problem, placement: Placement) -> int:
             total += sizes.dense_bytes + sizes.predictor_bytes + sizes.kv_bytes
             total += sum(-(-placed.hot.size * row // 256) * 256 for row in sizes.neuron_row_bytes)
     return total
+
+
+def smallest_unit(problem: Problem, placement: Placement) -> int | None:
+    """Bytes of the smallest thing that could still be put on the GPU; None where everything is there."""
+    sizes = [] if placement.head_on_gpu else [problem.head_bytes + problem.head_extra_bytes]
+    for layer, placed in zip(problem.layers, placement.layers, strict=True):
+        unit = layer.sizes.neuron_multiple
+        if not placed.block_on_gpu:
+            is_split = bytes_of(problem, placement) != bytes_of(replace(problem, split_bytes=0), placement)
+            sizes.append(layer.sizes.block_bytes + (0 if is_split else problem.split_bytes))
+        elif placed.hot.size < layer.fired.size:
+            sizes.append(layer.sizes.hot_bytes(placed.hot.size + unit) - layer.sizes.hot_bytes(placed.hot.size))
+    return min(sizes, default=None)
+
+
+def fills(problem: Problem, placement: Placement) -> bool:
+    """Whether nothing that is left out would still fit."""
+    unit = smallest_unit(problem, placement)
+    return unit is None or problem.budget_bytes - bytes_of(problem, placement) < unit
 
 
 def every_placement(problem: Problem) -> Iterator[Placement]:

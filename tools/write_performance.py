@@ -2,8 +2,9 @@
 
     python tools/write_performance.py [--check] [DOCUMENT ...]
 
-In docs/performance.md, docs/reliability.md and README.md what stands between such marks is replaced. LABEL=FILE names a
-file in docs/results that a tool wrote; a plus sign in a label is a space; where no label is shown FILE alone will do.
+In docs/performance.md, docs/reliability.md, docs/gpu-index.md and README.md what stands between such marks is replaced.
+LABEL=FILE names a file in docs/results that a tool wrote; a plus sign in a label is a space; where no label is shown
+FILE alone will do.
 
     <!-- speeds Q4_0=....json -->               rates, bytes and bandwidth of each engine (compare_peers.py)
     <!-- ratios Q4_0=....json F16=....json -->  ratios of this package to its peers (the same)
@@ -16,6 +17,8 @@ file in docs/results that a tool wrote; a plus sign in a label is a space; where
     <!-- start FILE -->                         seconds and memory of a start (measure_start.py)
     <!-- origins NAME=....json -->              date, commit, CPU, kernels and torch of each file
     <!-- longer FILE -->                        the last runs of make fuzz, soak, mutants (record_long_runs.py)
+    <!-- solver FILE -->                        seconds and gaps of the placement (measure_solver.py)
+    <!-- captured FILE -->                      what splits of a test model capture (the same)
     <!-- end -->
 
 --check writes nothing and fails where a document is not what it would be.
@@ -38,7 +41,10 @@ from powerinfer_py.predictor.files import read_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-DOCUMENTS = (ROOT / "docs" / "performance.md", ROOT / "docs" / "reliability.md", ROOT / "README.md")
+DOCUMENTS = (
+    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "reliability", "gpu-index")),
+    ROOT / "README.md",
+)
 BLOCK = re.compile(rf"(<!-- ({'|'.join(RENDERERS)}) (\S+(?: \S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

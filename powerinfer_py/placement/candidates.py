@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from powerinfer_py.placement.device_bytes import ALIGNMENT
 from powerinfer_py.placement.problem import GROUPS, LARGEST_GROUP, Floats, Integers, LayerProblem, Problem
 
 
@@ -38,7 +39,8 @@ class Candidates:
 
     def hot_bytes(self, counts: Integers) -> Integers:
         """`LayerSizes.hot_bytes` of each count."""
-        return np.array([self.layer.sizes.hot_bytes(int(count)) for count in counts], np.int64)
+        arrays = counts[:, None] * np.array(self.layer.sizes.neuron_row_bytes, np.int64)
+        return np.asarray((-(-arrays // ALIGNMENT) * ALIGNMENT).sum(axis=1), np.int64)
 
     def largest_count(self, low: int, high: int, n_bytes: int) -> int:
         """The largest reachable count in [low, high] whose bytes exceed those of `low` by at most `n_bytes`."""

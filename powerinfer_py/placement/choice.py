@@ -100,6 +100,25 @@ class Choice:
         if self.n_bytes > self.problem.budget_bytes:
             self.head = False
 
+    def grow(self, counts: list[int]) -> None:
+        """Brings layers to these numbers of neurons while the limits are kept, what saves most a byte first; the last
+        one as far as it goes."""
+        sizes = [table.layer.sizes for table in self.tables]
+        steps = []
+        for layer, (before, after) in enumerate(zip(self.counts, counts, strict=True)):
+            if self.blocks[layer] and after > before:
+                n_bytes = max(sizes[layer].hot_bytes(after) - sizes[layer].hot_bytes(before), 1)
+                steps.append(((self.seconds(layer, after) - self.seconds(layer, before)) / n_bytes, layer))
+        left = self.problem.budget_bytes - self.n_bytes
+        for _, layer in sorted(steps):
+            table, before = self.tables[layer], self.counts[layer]
+            allowed = min(counts[layer], before + self.neurons_left // table.unit * table.unit)
+            after = table.largest_count(before, allowed, left)
+            left -= sizes[layer].hot_bytes(after) - sizes[layer].hot_bytes(before)
+            self.counts[layer] = after
+            if after < counts[layer]:
+                return
+
     def fill(self) -> None:
         """Uses what is left: blocks and the head, which every token reads whole, then neurons, the best a byte first.
 

@@ -99,6 +99,11 @@ class Problem:
         """`LayerProblem.work` of each layer."""
         return [layer.work(self.mode) for layer in self.layers]
 
+    @cached_property
+    def total_work(self) -> list[float]:
+        """Bytes read of all neurons of each layer."""
+        return [float(work.sum()) for work in self.work]
+
     @property
     def n_neurons(self) -> int:
         """Neurons of all layers."""
@@ -125,7 +130,7 @@ class Problem:
 
     def gpu_seconds(self, layer: int, hot_work: Floats, all_hot: npt.NDArray[np.bool_]) -> Floats:
         """Time of a layer whose block is on the GPU, for each amount of hot work (bytes)."""
-        rates, total = self.rates, self.work[layer].sum()
+        rates, total = self.rates, self.total_work[layer]
         cold = np.maximum(total - hot_work, 0.0)
         parts = np.maximum(hot_work / rates.gpu_bytes_per_s, np.where(all_hot, 0.0, cold / rates.cpu_bytes_per_s))
         fixed = rates.layer_s + self.block_read_bytes(layer) / rates.gpu_bytes_per_s
@@ -133,7 +138,7 @@ class Problem:
 
     def cpu_seconds(self, layer: int) -> float:
         """Time of a layer that is wholly on the CPU."""
-        return float((self.block_read_bytes(layer) + self.work[layer].sum()) / self.rates.cpu_bytes_per_s)
+        return (self.block_read_bytes(layer) + self.total_work[layer]) / self.rates.cpu_bytes_per_s
 
     def head_seconds(self, on_gpu: bool) -> float:
         """Time of the head."""

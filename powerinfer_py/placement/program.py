@@ -2,7 +2,7 @@
 
 Columns: of each layer the options that take part (its block on the CPU, or on the GPU with so many hot neurons), the
 head, and for each place along the layers whether the token changes sides there. Rows: one option a layer, bytes,
-neurons where they are limited, blocks where their number is. Times are exact; bytes are exact, to the rounding of each
+neurons where they are limited. Times are exact; bytes are exact, to the rounding of each
 allocation.
 """
 
@@ -16,15 +16,15 @@ import numpy as np
 
 from powerinfer_py.placement.candidates import Candidates
 from powerinfer_py.placement.choice import Choice
+from powerinfer_py.placement.options import ON_CPU, layer_options, whole_places
 from powerinfer_py.placement.problem import Floats, Integers, Problem
 
 # Up to so many options the binary problem is solved whole.
 SMALL = 2500
-# Groups on either side of the relaxation's support, and steps of a coarse grid over all groups: one layer takes what
+# Groups on either side of what the relaxation takes, and steps of a coarse grid over all groups: one layer takes what
 # whole steps of the others leave.
 WINDOW = 6
 GRID = 16
-ON_CPU = -1
 # Relaxations are cut off only where something is wrong.
 RELAXATION_LIMIT_S = 60.0
 
@@ -35,15 +35,6 @@ class Found:
 
     x: Floats | None
     bound_s: float
-
-
-@dataclass(frozen=True, eq=False)
-class _Options:
-    """Options of one layer: hot neurons (ON_CPU for none and no block), time, bytes."""
-
-    counts: Integers
-    seconds: Floats
-    n_bytes: Integers
 
 
 class _Rows:
@@ -80,7 +71,7 @@ class Program:
     def __init__(self, problem: Problem, tables: list[Candidates]) -> None:
         self.problem = problem
         self.tables = tables
-        self.options = [_options(problem, layer, table) for layer, table in enumerate(tables)]
+        self.options = [layer_options(problem, layer, table) for layer, table in enumerate(tables)]
         # Time in units of the slowest choice: HiGHS compares with absolute tolerances of 1e-7.
         self._unit_s = max(sum(float(option.seconds.max()) for option in self.options), 1e-30)
 
@@ -93,59 +84,34 @@ class Program:
         """All options of every layer."""
         return [np.arange(option.counts.size) for option in self.options]
 
-    def near_support(self, solutions: Sequence[Floats]) -> list[Integers]:
-        """Of each layer the options near those that these solutions over all options use, and a coarse grid."""
-        near, start = [], 0
-        for option in self.options:
-            n = option.counts.size
+    def near(self, chosen: Sequence[Integers]) -> list[Integers]:
+        """Of each layer the options near those of these choices (hot neurons of each layer), and a coarse grid."""
+        result = []
+        for layer, option in enumerate(self.options):
             last = int(np.flatnonzero(option.counts != ON_CPU)[-1])
-            wanted = {*range(last + 1, n), *np.linspace(0, last, GRID + 1).astype(int).tolist()}
-            for x in solutions:
-                support = np.flatnonzero(x[start : start + n] > 1e-9)
-                for place in support[support <= last].tolist():
+            wanted = {*range(last + 1, option.counts.size), *np.linspace(0, last, GRID + 1).astype(int).tolist()}
+            for counts in chosen:
+                place = int(np.searchsorted(option.counts[: last + 1], counts[layer]))
+                if counts[layer] != ON_CPU:
                     wanted |= set(range(max(0, place - WINDOW), min(last, place + WINDOW) + 1))
-            start += n
-            near.append(np.array(sorted(wanted), np.int64))
-        return near
+            result.append(np.array(sorted(wanted), np.int64))
+        return result
 
     def whole_options(self) -> list[Integers]:
         """Those of every layer with which it is not split."""
-        options = ((option, table.n_neurons) for option, table in zip(self.options, self.tables, strict=True))
-        return [np.flatnonzero((option.counts == ON_CPU) | (option.counts == n)) for option, n in options]
+        return [whole_places(option, table.n_neurons) for option, table in zip(self.options, self.tables, strict=True)]
 
-    def blocks_of(self, x: Floats) -> float:
-        """Blocks on the GPU in a solution over all options."""
-        counts = np.concatenate([option.counts for option in self.options])
-        return float(x[: counts.size][counts != ON_CPU].sum())
-
-    def choices(self, columns: Sequence[Integers], x: Floats) -> list[Choice]:
-        """What a binary solution means, or choices beside it where it has layers in parts: as many blocks as it has in
-        all, those first of which it has most, or a run of layers, which costs two changes of side and no more. All
-        within the limits, with nothing left unused.
-        """
-        counts, parts, start = [], [], 0
-        for layer, at in enumerate(columns):
-            values, options = x[start : start + at.size], self.options[layer].counts[at]
+    def choice(self, columns: Sequence[Integers], x: Floats) -> Choice:
+        """What a binary solution means, within the limits and with nothing left unused."""
+        blocks, counts, start = [], [], 0
+        for option, at in zip(self.options, columns, strict=True):
+            count = int(option.counts[at[int(np.argmax(x[start : start + at.size]))]])
             start += at.size
-            on_gpu = options != ON_CPU
-            parts.append(float(values[on_gpu].sum()))
-            counts.append(int(options[on_gpu][int(np.argmax(values[on_gpu]))]))
-        n_layer, n_blocks = len(parts), round(sum(parts))
-        ranked = sorted(range(n_layer), key=lambda layer: (-round(parts[layer], 6), layer))
+            blocks.append(count != ON_CPU)
+            counts.append(max(count, 0))
         head = self.problem.blocks_given or bool(x[start] > 0.5)
-        chosen = [set(ranked[:n_blocks])]
-        if 0 < n_blocks < n_layer:
-            windows = np.convolve(parts, np.ones(n_blocks), "valid").round(6)
-            # The last layers are beside the head.
-            starts = (windows.size - 1 - int(np.argmax(windows[::-1])), windows.size - 1)
-            chosen.extend(set(range(first, first + n_blocks)) for first in starts)
-        return [self._choice(layers, counts, head) for layers in {frozenset(layers) for layers in chosen}]
-
-    def _choice(self, layers: frozenset[int], counts: list[int], head: bool) -> Choice:
-        blocks = [layer in layers for layer in range(len(counts))]
-        wanted = [count if block else 0 for count, block in zip(counts, blocks, strict=True)]
-        choice = Choice(self.problem, self.tables, blocks, wanted, head)
-        # HiGHS keeps its constraints to a relative 1e-7 only, and a rounded relaxation need not keep them at all.
+        choice = Choice(self.problem, self.tables, blocks, counts, head)
+        # HiGHS keeps its constraints to a relative 1e-7 only.
         choice.shrink()
         choice.fill()
         return choice
@@ -157,27 +123,22 @@ class Program:
         integral: bool,
         gap: float = 0.0,
         limit_s: float = RELAXATION_LIMIT_S,
-        blocks: tuple[int, int] | None = None,
         split: bool = True,
     ) -> Found:
-        """The least time over these options.
-
-        blocks: fewest and most blocks on the GPU. split: whether layers may be.
-        """
+        """The least time over these options. integral: else the linear relaxation. split: whether layers may be."""
         cost, n_sides = self._seconds(columns)
-        rows = self._rows(columns, n_sides, blocks, split)
+        rows = self._rows(columns, n_sides, split)
         result = self._solve(columns, cost / self._unit_s, rows, integral, gap, limit_s)
         if result.status == 2:
             return Found(None, np.inf)
         bound = result.mip_dual_bound if integral else result.fun
-        constant = self.problem.head_seconds(on_gpu=False)
-        return Found(result.x, -np.inf if bound is None else float(bound) * self._unit_s + constant)
+        return Found(result.x, -np.inf if bound is None else float(bound) * self._unit_s + self._constant_s)
 
     def most_bytes(self, columns: Sequence[Integers], within_s: float, *, split: bool, limit_s: float) -> Floats | None:
         """The choice of these options that uses most bytes of those that take a token at most so long."""
         cost, n_sides = self._seconds(columns)
-        rows = self._rows(columns, n_sides, None, split)
-        allowed = (within_s - self.problem.head_seconds(on_gpu=False)) / self._unit_s
+        rows = self._rows(columns, n_sides, split)
+        allowed = (within_s - self._constant_s) / self._unit_s
         rows.add(-np.inf, allowed, (np.arange(cost.size), cost / self._unit_s))
         n_bytes = np.zeros(cost.size)
         of_options = [option.n_bytes[at] for option, at in zip(self.options, columns, strict=True)]
@@ -187,6 +148,12 @@ class Program:
         result = self._solve(columns, -n_bytes / max(self.problem.budget_bytes, 1), rows, True, 0.0, limit_s)
         x: Floats | None = result.x
         return x
+
+    @property
+    def _constant_s(self) -> float:
+        """Seconds that no column has: the head on the CPU, and where all blocks are given the way there and back."""
+        changes = 2 * self.problem.rates.synchronise_s if self.problem.blocks_given else 0.0
+        return self.problem.head_seconds(on_gpu=False) + changes
 
     def _seconds(self, columns: Sequence[Integers]) -> tuple[Floats, int]:
         """(seconds of each column, for how many places there is a column of changing sides)."""
@@ -214,7 +181,7 @@ class Program:
             options={"mip_rel_gap": gap, "time_limit": limit_s},
         )
 
-    def _rows(self, columns: Sequence[Integers], n_sides: int, blocks: tuple[int, int] | None, split: bool) -> _Rows:
+    def _rows(self, columns: Sequence[Integers], n_sides: int, split: bool) -> _Rows:
         problem, rows = self.problem, _Rows()
         budget_bytes = max(0, problem.budget_bytes - (problem.split_budget_bytes if split else 0))
         counts = np.concatenate([option.counts[at] for option, at in zip(self.options, columns, strict=True)])
@@ -229,8 +196,6 @@ class Program:
         if problem.neuron_limit is not None:
             n = problem.n_neurons
             rows.add(0.0, problem.neuron_limit / n, (every, np.maximum(counts, 0) / n))
-        if blocks is not None:
-            rows.add(blocks[0], blocks[1], (every[counts != ON_CPU], 1.0))
         # d >= |this side - the next|; embedding and logits are on the CPU.
         sides = [part[counts[part] != ON_CPU] for part in parts] + [np.array([head])]
         for place in range(n_sides):
@@ -239,14 +204,3 @@ class Program:
                 after = [(sides[place], -sign)] if place < len(sides) else []
                 rows.add(0.0, np.inf, (head + 1 + place, 1.0), *before, *after)
         return rows
-
-
-def _options(problem: Problem, layer: int, table: Candidates) -> _Options:
-    counts = table.group_counts()
-    seconds = problem.gpu_seconds(layer, table.hot_work[counts], counts == table.n_neurons)
-    n_bytes = table.hot_bytes(counts) + problem.block_bytes(layer)
-    if not problem.blocks_given:
-        counts = np.append(counts, ON_CPU)
-        seconds = np.append(seconds, problem.cpu_seconds(layer))
-        n_bytes = np.append(n_bytes, 0)
-    return _Options(counts, seconds, n_bytes)

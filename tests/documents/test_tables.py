@@ -73,6 +73,13 @@ def test_sentences_follow_their_results(writer: ModuleType, tmp_path: Path) -> N
             ],
             "bare_reads": [{"threads": 2, "gb_per_s": {"median": 30}}],
         },
+        "solver": {
+            "rows": [
+                {"mode": "exact", "frequencies": "by depth", "given": True, "seconds": [0.5, 0.123], "gap": 0.0001},
+                {"mode": "exact", "frequencies": "by depth", "given": True, "seconds": [0.25], "gap": 0.00042},
+            ]
+        },
+        "captured": {"captured": {"PowerInfer": 0.25, "generate_gpuidx": 0.5, "frequency": 0.75, "most": 0.8}},
     }
     text = ""
     for kind, result in files.items():
@@ -86,8 +93,11 @@ def test_sentences_follow_their_results(writer: ModuleType, tmp_path: Path) -> N
         "| A b | 2,000 | `q8_0` | 9.00 | 8.00 to 10.0 | 25.7 |",
         "| weights | threads | 10% | all rows | bare read |",
         "| F16 | 2 | 20.1 | 21.0 | 30.0 |",
+        "| `exact` | by depth | given | 0.12 to 0.50 | 0.042% |",
     ):
         assert f"\n{line}\n" in made
+    assert "captures 25.0% of the activations, this one 50.0%, and" in " ".join(made.split())
+    assert "75.0%, of 80.0% that so many neurons could." in " ".join(made.split())
 
 
 def test_every_mark_of_a_document_is_one_that_is_rewritten(writer: ModuleType) -> None:

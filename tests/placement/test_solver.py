@@ -14,6 +14,7 @@ from helpers_placement import (
     layer_problem,
     random_problem,
     seconds_of,
+    smallest_unit,
 )
 
 from powerinfer_py.config import Sparsity
@@ -23,7 +24,7 @@ from powerinfer_py.placement.candidates import candidates
 from powerinfer_py.placement.problem import LayerProblem, Problem, captured_share, expected_seconds, placement_bytes
 from powerinfer_py.placement.program import Program
 from powerinfer_py.placement.sizes import model_sizes
-from powerinfer_py.placement.solver import RELATIVE_GAP, Solution, solve, solve_by_frequency, solve_evenly
+from powerinfer_py.placement.solver import RELATIVE_GAP, solve, solve_by_frequency, solve_evenly
 from powerinfer_py.placement.statistics.frequencies import read_frequencies
 
 SOLVERS = (solve, solve_by_frequency, solve_evenly)
@@ -91,21 +92,6 @@ def test_a_tie_of_the_head_and_a_block_goes_to_more_bytes() -> None:
     assert not solve(Problem((large,), Sparsity.EXACT, rates, 1200, head_bytes=1000)).placement.head_on_gpu
 
 
-def smallest_unit(problem: Problem, solution: Solution) -> int | None:
-    """Bytes of the smallest thing that could still be put on the GPU; None where everything is there."""
-    sizes = [] if solution.placement.head_on_gpu else [problem.head_bytes + problem.head_extra_bytes]
-    for layer, placed in zip(problem.layers, solution.placement.layers, strict=True):
-        unit = layer.sizes.neuron_multiple
-        if not placed.block_on_gpu:
-            is_split = bytes_of(problem, solution.placement) != bytes_of(
-                replace(problem, split_bytes=0), solution.placement
-            )
-            sizes.append(layer.sizes.block_bytes + (0 if is_split else problem.split_bytes))
-        elif placed.hot.size < layer.fired.size:
-            sizes.append(layer.sizes.hot_bytes(placed.hot.size + unit) - layer.sizes.hot_bytes(placed.hot.size))
-    return min(sizes, default=None)
-
-
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("seed", range(10))
@@ -114,7 +100,7 @@ def test_a_budget_is_kept_and_nothing_that_would_fit_is_left_out(solver: object,
     solution = solver(problem)  # type: ignore[operator]
     n_bytes = bytes_of(problem, solution.placement)
     assert n_bytes == solution.n_bytes == placement_bytes(problem, solution.placement) <= problem.budget_bytes
-    unit = smallest_unit(problem, solution)
+    unit = smallest_unit(problem, solution.placement)
     assert unit is None or problem.budget_bytes - n_bytes < unit
     assert solution.seconds == pytest.approx(seconds_of(problem, solution.placement), rel=1e-12)
 
@@ -171,7 +157,7 @@ def test_neurons_that_cannot_be_parted_come_in_whole_groups(solver: object) -> N
         for placed in solution.placement.layers:
             groups = np.unique(placed.hot // 32)
             assert placed.hot.tolist() == [g * 32 + i for g in groups.tolist() for i in range(32)]
-        unit = smallest_unit(Problem(layers, Sparsity.DENSE, STATED_RATES, budget), solution)
+        unit = smallest_unit(Problem(layers, Sparsity.DENSE, STATED_RATES, budget), solution.placement)
         assert unit is None or budget - solution.n_bytes < unit
 
 

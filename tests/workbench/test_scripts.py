@@ -75,6 +75,24 @@ def test_plot_sparse_cost(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_measure_solver(tmp_path: Path) -> None:
+    figures = tmp_path / "solver.json"
+    done = run("tools/measure_solver.py", "--layers", 3, "--neurons", 256, "--repeats", 2, "--json", figures)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result == json.loads(figures.read_text())
+    kinds = {(row["mode"], row["frequencies"], row["given"]) for row in result["rows"]}
+    assert {(mode, given) for mode, _, given in kinds} == {
+        (mode, given) for mode in ("predictor", "exact", "dense") for given in (False, True)
+    }
+    for row in result["rows"]:
+        assert len(row["seconds"]) == 2
+        assert row["blocks"] == 3 or not row["given"]
+        assert row["budget_used"] <= 1
+    share = result["captured"]
+    assert share["PowerInfer"] < share["generate_gpuidx"] <= share["frequency"] == pytest.approx(share["most"])
+
+
 def test_measure_row_reading(tmp_path: Path) -> None:
     figures = tmp_path / "rows.json"
     sizes = ("--rows", 64, "--cols", 256, "--mib", 1, "--probe-mib", 1, "--repeats", 2, "--threads", 1, 2)
