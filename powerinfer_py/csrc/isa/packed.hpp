@@ -10,8 +10,8 @@ template <WeightType type, int pair>
 [[gnu::always_inline]] inline void two_steps(const uint8_t* quants, int64_t line, int n, [[maybe_unused]] I high, I* w) {
     constexpr int bits = Packed<type>::kBits;
     if constexpr (bits == 8) {
-        w[0] = load_lanes(quants + 2 * pair * line, n);
-        w[1] = load_lanes(quants + (2 * pair + 1) * line, n);
+        w[0] = signed_bytes(load_lanes(quants + 2 * pair * line, n));
+        w[1] = signed_bytes(load_lanes(quants + (2 * pair + 1) * line, n));
     } else {
         const I both = load_lanes(quants + pair * line, n);
         w[0] = byte_bits<0, 15>(both);
@@ -39,8 +39,7 @@ template <WeightType type, int MR, int NT, int pair>
     for (int t = 0; t < NT; t++) {
         const I even = load_lanes(q[t] + 2 * pair * line, n), odd = load_lanes(q[t] + (2 * pair + 1) * line, n);
 #pragma GCC unroll 8
-        for (int r = 0; r < MR; r++)
-            sums[r][t] = add_products<bits>(add_products<bits>(sums[r][t], w[r][0], even), w[r][1], odd);
+        for (int r = 0; r < MR; r++) sums[r][t] = add_products<bits>(sums[r][t], w[r][0], even, w[r][1], odd);
     }
     if constexpr (2 * pair + 2 < Packed<type>::kLaneWeights / 4)
         add_steps<type, MR, NT, pair + 1>(quants, q, line, n, high, sums);
@@ -87,7 +86,7 @@ template <WeightType type, int MR, int NT>
 #pragma GCC unroll 8
         for (int t = 0; t < NT; t++) {
             I total = finished<P::kBits>(sums[r][t]);
-            if constexpr (!P::kHasMinima)
+            if constexpr (!P::kHasMinima && !(P::kBits == 8 && kSignedBytes))
                 total = lane_add(total, times_power_of_two<P::kOffset>(load_lanes(x[t].negative_sums + lane, n)));
             acc[r][t] = madd(as_floats(total), multiply(scales, token_scales<type>(x[t], lane, n)), acc[r][t]);
             if constexpr (P::kHasMinima) acc[r][t] = madd(minima, load_floats(x[t].sums + lane, n), acc[r][t]);
