@@ -106,8 +106,9 @@ template <WeightType type, int MR, int NT>
     }
 }
 
-// results[r * n_tokens + t] of MR rows and NT tokens.
-template <WeightType type, int MR, int NT>
+// results[r * n_tokens + t] of MR rows and NT tokens. kAhead: how many bytes ahead of their use those of the first row, and
+// of what lies behind it, are asked for; 0 for not at all.
+template <WeightType type, int MR, int NT, int kAhead = 0>
 void packed_tile(const uint8_t* const* rows, const PackedToken* x, int64_t cols, float* results, int n_tokens) {
     const int64_t n_lanes = cols / Packed<type>::kLaneWeights;
     V acc[MR][NT];
@@ -115,6 +116,10 @@ void packed_tile(const uint8_t* const* rows, const PackedToken* x, int64_t cols,
         for (int t = 0; t < NT; t++) acc[r][t] = set1(0);
     int64_t lane = 0;
     for (; lane + 16 <= n_lanes; lane += 16) {
+        if constexpr (kAhead > 0) {
+            const uint8_t* ahead = rows[0] + packed_head_bytes<type>(cols) + lane * 4 * kLines<type> + kAhead;
+            for (int line = 0; line < kLines<type>; line++) __builtin_prefetch(ahead + 64 * line, 0, 2);
+        }
 #pragma GCC unroll 4
         for (int part = 0; part < 16; part += kWidth)
             add_lanes<type, MR, NT>(rows, x, cols, lane + part, 4 * part, 64, kWidth, acc);
@@ -148,7 +153,10 @@ void packed_rows_of_one(
     const FetchAhead fetch(rows, n_rows, n_ahead, n_bytes);
     for (int r = 0; r < n_rows; r++) {
         fetch.before(r);
-        packed_tile<type, 1, 1>(rows + r, x, cols, results + r, 1);
+        if (fetch.is_stream)
+            packed_tile<type, 1, 1, kStreamAhead>(rows + r, x, cols, results + r, 1);
+        else
+            packed_tile<type, 1, 1>(rows + r, x, cols, results + r, 1);
     }
 }
 
