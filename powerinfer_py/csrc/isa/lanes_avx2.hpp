@@ -12,11 +12,9 @@ inline I load_lanes(const void* p, int n) {
                   : _mm256_maskload_epi32(static_cast<const int*>(p), lane_mask(n));
 }
 inline V load_floats(const float* p, int n) { return n == 8 ? load(p) : _mm256_maskload_ps(p, lane_mask(n)); }
+// Behind the halves of n lanes lie 16 bytes or more of the same row.
 inline V load_halves(const uint8_t* p, int n) {
-    if (n == 8) return half8(p);
-    uint16_t halves[8] = {};
-    __builtin_memcpy(halves, p, 2 * static_cast<uint64_t>(n));
-    return half8(halves);
+    return n == 8 ? half8(p) : _mm256_and_ps(half8(p), _mm256_castsi256_ps(lane_mask(n)));
 }
 // Eight of 16 signed bytes, from lane `begin` on, as floats.
 inline V load_signed_bytes(const uint8_t* p, int begin) {

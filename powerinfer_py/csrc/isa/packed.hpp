@@ -94,39 +94,52 @@ template <WeightType type, int MR, int NT>
     }
 }
 
-// The last run of a row, of fewer than 16 lanes. Apart, so that the sums of whole runs never leave their registers.
+// The last run of a row, of fewer than 16 lanes.
 template <WeightType type, int MR, int NT>
-[[gnu::noinline]] void add_rest(const uint8_t* const* rows, const PackedToken* x, int64_t cols, int64_t lane, int n_lanes,
-                                V (*acc)[NT]) {
+[[gnu::always_inline]] inline void add_rest(const uint8_t* const* rows, const PackedToken* x, int64_t cols, int64_t lane,
+                                            int n_lanes, V (*acc)[NT]) {
     for (int r = 0; r < MR; r++)
         for (int t = 0; t < NT; t++) acc[r][t] = set1(0);
-    for (int part = 0; part < n_lanes; part += kWidth) {
-        const int n = n_lanes - part < kWidth ? n_lanes - part : kWidth;
-        add_lanes<type, MR, NT>(rows, x, cols, lane + part, 4 * part, 4 * n_lanes, n, acc);
-    }
+    int part = 0;
+    for (; part + kWidth <= n_lanes; part += kWidth)
+        add_lanes<type, MR, NT>(rows, x, cols, lane + part, 4 * part, 4 * n_lanes, kWidth, acc);
+    if (part < n_lanes)
+        add_lanes<type, MR, NT>(rows, x, cols, lane + part, 4 * part, 4 * n_lanes, n_lanes - part, acc);
+}
+template <WeightType type, int MR, int NT>
+[[gnu::noinline]] void add_rest_apart(const uint8_t* const* rows, const PackedToken* x, int64_t cols, int64_t lane,
+                                      int n_lanes, V (*acc)[NT]) {
+    add_rest<type, MR, NT>(rows, x, cols, lane, n_lanes, acc);
+}
+
+[[gnu::always_inline]] inline void prefetch(const uint8_t* p, int64_t n) {
+    for (int64_t i = 0; i < n; i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
 // results[r * n_tokens + t] of MR rows and NT tokens. kAhead: how many bytes ahead of their use those of the first row, and
 // of what lies behind it, are asked for; 0 for not at all.
 template <WeightType type, int MR, int NT, int kAhead = 0>
 void packed_tile(const uint8_t* const* rows, const PackedToken* x, int64_t cols, float* results, int n_tokens) {
-    const int64_t n_lanes = cols / Packed<type>::kLaneWeights;
+    constexpr int lane_bytes = 4 * kLines<type>;
+    const int64_t n_lanes = cols / Packed<type>::kLaneWeights, head = packed_head_bytes<type>(cols);
     V acc[MR][NT];
     for (int r = 0; r < MR; r++)
         for (int t = 0; t < NT; t++) acc[r][t] = set1(0);
     int64_t lane = 0;
     for (; lane + 16 <= n_lanes; lane += 16) {
-        if constexpr (kAhead > 0) {
-            const uint8_t* ahead = rows[0] + packed_head_bytes<type>(cols) + lane * 4 * kLines<type> + kAhead;
-            for (int line = 0; line < kLines<type>; line++) __builtin_prefetch(ahead + 64 * line, 0, 2);
-        }
+        if constexpr (kAhead > 0) prefetch(rows[0] + head + lane * lane_bytes + kAhead, 16 * lane_bytes);
 #pragma GCC unroll 4
         for (int part = 0; part < 16; part += kWidth)
             add_lanes<type, MR, NT>(rows, x, cols, lane + part, 4 * part, 64, kWidth, acc);
     }
+    // The last run, and the scales of the row behind: what is asked for in part is left out by the hardware.
+    if constexpr (kAhead > 0)
+        prefetch(rows[0] + head + lane * lane_bytes + kAhead, head + (n_lanes - lane) * lane_bytes);
     if (lane < n_lanes) {
         V rest[MR][NT];
-        add_rest<type, MR, NT>(rows, x, cols, lane, static_cast<int>(n_lanes - lane), rest);
+        // With more products it is apart, so that the sums of whole runs never leave their registers.
+        constexpr auto add_last = MR * NT == 1 ? add_rest<type, MR, NT> : add_rest_apart<type, MR, NT>;
+        add_last(rows, x, cols, lane, static_cast<int>(n_lanes - lane), rest);
         for (int r = 0; r < MR; r++)
             for (int t = 0; t < NT; t++) acc[r][t] = add(acc[r][t], rest[r][t]);
     }
