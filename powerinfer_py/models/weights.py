@@ -67,6 +67,15 @@ class LayerWeights:
     feed_forward: FeedForwardBlock
     predictor: Predictor | None
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its matrices as the file stores them: the most that one token reads of the layer."""
+        attention, ffn = self.attention, self.feed_forward.weights
+        matrices = [*(linear.matrix for linear in attention.qkv), attention.output.matrix, ffn.up, ffn.gate, ffn.down]
+        if self.predictor is not None:
+            matrices += [self.predictor.fc1, self.predictor.fc2]
+        return sum(matrix.rows * matrix.row_bytes for matrix in matrices if matrix is not None)
+
 
 @dataclass(frozen=True, eq=False)
 class ModelWeights:
@@ -82,6 +91,17 @@ class ModelWeights:
     def blocks(self) -> tuple[LayerBlocks, ...]:
         """The blocks of the layers, as `Kernels.run_layers` takes them."""
         return tuple(LayerBlocks(layer.attention, layer.feed_forward) for layer in self.layers)
+
+    def runs(self, most_bytes: int) -> Iterator[slice]:
+        """The layers in runs of neighbours of at most `most_bytes`, or of one."""
+        begin = n_bytes = 0
+        for index, layer in enumerate(self.layers):
+            n_bytes += layer.n_bytes
+            if n_bytes > most_bytes and index > begin:
+                yield slice(begin, index)
+                begin, n_bytes = index, layer.n_bytes
+        if begin < len(self.layers):
+            yield slice(begin, len(self.layers))
 
 
 @dataclass(frozen=True, eq=False)

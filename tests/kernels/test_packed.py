@@ -10,6 +10,7 @@ from helpers_blocks import StoredRows, random_rows
 from helpers_kernels import dot_bound, mask_of, same_bits, tokens
 from torch import Tensor
 
+from powerinfer_py.gguf.quants import dequantize
 from powerinfer_py.gguf.types import GGMLType
 from powerinfer_py.kernels.cpu import PACKED_TYPES, NativeKernels
 from powerinfer_py.kernels.matrix import Matrix
@@ -70,6 +71,35 @@ def test_a_product_is_the_same_in_any_company(native: NativeKernels, ggml_type: 
             some, count = native.linear_masked(matrix, x[:n_tokens].contiguous(), mask)
             assert same_bits(some, torch.where(mask, whole[:n_tokens], torch.zeros(())))
             assert count == int(mask.sum())
+
+
+# A block of each type whose scales are powers of two, up to the quants.
+HEADS = {
+    GGMLType.Q4_0: (np.float16([0.5]).tobytes(), 16),
+    GGMLType.Q4_1: (np.float16([0.5, 4]).tobytes(), 16),
+    GGMLType.Q5_0: (np.float16([0.5]).tobytes(), 20),
+    GGMLType.Q5_1: (np.float16([0.5, 4]).tobytes(), 20),
+    GGMLType.Q8_0: (np.float16([0.5]).tobytes(), 32),
+}
+
+
+@pytest.mark.parametrize("ggml_type", [*HEADS, GGMLType.Q6_K], ids=lambda t: t.name)
+@pytest.mark.parametrize("quant", [0x00, 0x7F, 0x80, 0xFF])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_extreme_quants_do_not_saturate(native: NativeKernels, ggml_type: GGMLType, quant: int, sign: float) -> None:
+    """All quants as large as they get (-128 of Q8_0 too) beside tokens of +-127: every product and sum is exact."""
+    cols = 256 * 5
+    if ggml_type is GGMLType.Q6_K:
+        block = bytes([quant]) * 192 + bytes([128]) * 16 + np.float16([0.5]).tobytes()
+    else:
+        head, n_quants = HEADS[ggml_type]
+        block = head + bytes([quant]) * n_quants
+    data = np.frombuffer(block * (cols // (256 if ggml_type is GGMLType.Q6_K else 32)) * 3, np.uint8)
+    weights = dequantize(data, ggml_type, 3, cols).astype(np.float64)
+    matrix = native.matrix("w", ggml_type, 3, cols, data, pack=True)
+    for n_tokens in (1, 5):
+        x = torch.full((n_tokens, cols), 127.0 * sign)
+        assert np.array_equal(native.linear(matrix, x).numpy(), x.numpy().astype(np.float64) @ weights.T)
 
 
 @every_type

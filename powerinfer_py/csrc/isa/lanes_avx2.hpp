@@ -12,11 +12,9 @@ inline I load_lanes(const void* p, int n) {
                   : _mm256_maskload_epi32(static_cast<const int*>(p), lane_mask(n));
 }
 inline V load_floats(const float* p, int n) { return n == 8 ? load(p) : _mm256_maskload_ps(p, lane_mask(n)); }
+// Behind the halves of n lanes lie 16 bytes or more of the same row.
 inline V load_halves(const uint8_t* p, int n) {
-    if (n == 8) return half8(p);
-    uint16_t halves[8] = {};
-    __builtin_memcpy(halves, p, 2 * static_cast<uint64_t>(n));
-    return half8(halves);
+    return n == 8 ? half8(p) : _mm256_and_ps(half8(p), _mm256_castsi256_ps(lane_mask(n)));
 }
 // Eight of 16 signed bytes, from lane `begin` on, as floats.
 inline V load_signed_bytes(const uint8_t* p, int begin) {
@@ -46,16 +44,22 @@ inline I byte_bits(I v) {
 
 inline I add_pairs(I pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
 
-// Eight pairs of 4 bits by 8 reach 8 * 2 * 15 * 127 < 2^15: their sums stay in 16 bits to the end. Two bytes of 8 bits
-// would saturate, so that their low and high bits are multiplied apart.
+// Bytes of 8 bits are multiplied as signed numbers: |w| <= 128 and |s| <= 127, so that a pair of products stays below
+// 2^15, where unsigned ones would saturate.
+constexpr bool kSignedBytes = true;
+inline I signed_bytes(I u) { return _mm256_xor_si256(u, _mm256_set1_epi8(-128)); }
+inline I pair_products(I w, I s, bool is_signed) {
+    return is_signed ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(s, w)) : _mm256_maddubs_epi16(w, s);
+}
+
+// Adds the products of two steps. 16 bits hold eight pairs of 4 bits by 8 (8 * 2 * 15 * 127 < 2^15), so to the end; of 5
+// and 6 bits two (2 * 2 * 63 * 127).
 template <int bits>
-inline I add_products(I sums, I u, I s) {
-    if constexpr (bits == 4) return _mm256_add_epi16(sums, _mm256_maddubs_epi16(u, s));
-    if constexpr (bits < 8) return lane_add(sums, add_pairs(_mm256_maddubs_epi16(u, s)));
-    const I low = _mm256_and_si256(u, _mm256_set1_epi8(127));
-    const I high = _mm256_and_si256(_mm256_srli_epi16(u, 7), _mm256_set1_epi8(1));
-    const I high_sums = _mm256_slli_epi32(add_pairs(_mm256_maddubs_epi16(high, s)), 7);
-    return lane_add(lane_add(sums, add_pairs(_mm256_maddubs_epi16(low, s))), high_sums);
+inline I add_products(I sums, I w0, I s0, I w1, I s1) {
+    const I first = pair_products(w0, s0, bits == 8), second = pair_products(w1, s1, bits == 8);
+    if constexpr (bits == 4) return _mm256_add_epi16(_mm256_add_epi16(sums, first), second);
+    if constexpr (bits < 8) return lane_add(sums, add_pairs(_mm256_add_epi16(first, second)));
+    return lane_add(lane_add(sums, add_pairs(first)), add_pairs(second));
 }
 template <int bits>
 inline I finished(I sums) {

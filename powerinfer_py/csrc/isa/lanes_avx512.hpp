@@ -38,23 +38,31 @@ inline I byte_bits(I v) {
 
 #if defined(__AVX512VNNI__)
 // What products of up to `bits` bits by 8 are added up in; finished() makes it a sum of four neighbours a lane.
+constexpr bool kSignedBytes = false;
+inline I signed_bytes(I u) { return u; }
 template <int bits>
-inline I add_products(I sums, I u, I s) { return _mm512_dpbusd_epi32(sums, u, s); }
+inline I add_products(I sums, I w0, I s0, I w1, I s1) {
+    return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums, w0, s0), w1, s1);
+}
 template <int bits>
 inline I finished(I sums) { return sums; }
 #else
 inline I add_pairs(I pairs) { return _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)); }
 
-// Eight pairs of 4 bits by 8 reach 8 * 2 * 15 * 127 < 2^15: their sums stay in 16 bits to the end. Two bytes of 8 bits
-// would saturate, so that their low and high bits are multiplied apart.
+// As in lanes_avx2.hpp.
+constexpr bool kSignedBytes = true;
+inline I signed_bytes(I u) { return _mm512_xor_si512(u, _mm512_set1_epi8(-128)); }
+inline I pair_products(I w, I s, bool is_signed) {
+    if (!is_signed) return _mm512_maddubs_epi16(w, s);
+    const I signs = _mm512_mask_sub_epi8(s, _mm512_movepi8_mask(w), _mm512_setzero_si512(), s);
+    return _mm512_maddubs_epi16(_mm512_abs_epi8(w), signs);
+}
 template <int bits>
-inline I add_products(I sums, I u, I s) {
-    if constexpr (bits == 4) return _mm512_add_epi16(sums, _mm512_maddubs_epi16(u, s));
-    if constexpr (bits < 8) return lane_add(sums, add_pairs(_mm512_maddubs_epi16(u, s)));
-    const I low = _mm512_and_si512(u, _mm512_set1_epi8(127));
-    const I high = _mm512_and_si512(_mm512_srli_epi16(u, 7), _mm512_set1_epi8(1));
-    const I high_sums = _mm512_slli_epi32(add_pairs(_mm512_maddubs_epi16(high, s)), 7);
-    return lane_add(lane_add(sums, add_pairs(_mm512_maddubs_epi16(low, s))), high_sums);
+inline I add_products(I sums, I w0, I s0, I w1, I s1) {
+    const I first = pair_products(w0, s0, bits == 8), second = pair_products(w1, s1, bits == 8);
+    if constexpr (bits == 4) return _mm512_add_epi16(_mm512_add_epi16(sums, first), second);
+    if constexpr (bits < 8) return lane_add(sums, add_pairs(_mm512_add_epi16(first, second)));
+    return lane_add(lane_add(sums, add_pairs(first)), add_pairs(second));
 }
 template <int bits>
 inline I finished(I sums) {

@@ -57,7 +57,11 @@ inline I byte_bits(I v) {
         }
     return sums;
 }
+constexpr bool kSignedBytes = false;
+inline I signed_bytes(I u) { return u; }
 template <int bits>
-inline I add_products(I sums, I u, I s) { return add_byte_products(sums, u, s); }
+inline I add_products(I sums, I w0, I s0, I w1, I s1) {
+    return add_byte_products(add_byte_products(sums, w0, s0), w1, s1);
+}
 template <int bits>
 inline I finished(I sums) { return sums; }

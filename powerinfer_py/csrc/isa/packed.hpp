@@ -10,8 +10,8 @@ template <WeightType type, int pair>
 [[gnu::always_inline]] inline void two_steps(const uint8_t* quants, int64_t line, int n, [[maybe_unused]] I high, I* w) {
     constexpr int bits = Packed<type>::kBits;
     if constexpr (bits == 8) {
-        w[0] = load_lanes(quants + 2 * pair * line, n);
-        w[1] = load_lanes(quants + (2 * pair + 1) * line, n);
+        w[0] = signed_bytes(load_lanes(quants + 2 * pair * line, n));
+        w[1] = signed_bytes(load_lanes(quants + (2 * pair + 1) * line, n));
     } else {
         const I both = load_lanes(quants + pair * line, n);
         w[0] = byte_bits<0, 15>(both);
@@ -39,8 +39,7 @@ template <WeightType type, int MR, int NT, int pair>
     for (int t = 0; t < NT; t++) {
         const I even = load_lanes(q[t] + 2 * pair * line, n), odd = load_lanes(q[t] + (2 * pair + 1) * line, n);
 #pragma GCC unroll 8
-        for (int r = 0; r < MR; r++)
-            sums[r][t] = add_products<bits>(add_products<bits>(sums[r][t], w[r][0], even), w[r][1], odd);
+        for (int r = 0; r < MR; r++) sums[r][t] = add_products<bits>(sums[r][t], w[r][0], even, w[r][1], odd);
     }
     if constexpr (2 * pair + 2 < Packed<type>::kLaneWeights / 4)
         add_steps<type, MR, NT, pair + 1>(quants, q, line, n, high, sums);
@@ -87,7 +86,7 @@ template <WeightType type, int MR, int NT>
 #pragma GCC unroll 8
         for (int t = 0; t < NT; t++) {
             I total = finished<P::kBits>(sums[r][t]);
-            if constexpr (!P::kHasMinima)
+            if constexpr (!P::kHasMinima && !(P::kBits == 8 && kSignedBytes))
                 total = lane_add(total, times_power_of_two<P::kOffset>(load_lanes(x[t].negative_sums + lane, n)));
             acc[r][t] = madd(as_floats(total), multiply(scales, token_scales<type>(x[t], lane, n)), acc[r][t]);
             if constexpr (P::kHasMinima) acc[r][t] = madd(minima, load_floats(x[t].sums + lane, n), acc[r][t]);
@@ -95,34 +94,52 @@ template <WeightType type, int MR, int NT>
     }
 }
 
-// The last run of a row, of fewer than 16 lanes. Apart, so that the sums of whole runs never leave their registers.
+// The last run of a row, of fewer than 16 lanes.
 template <WeightType type, int MR, int NT>
-[[gnu::noinline]] void add_rest(const uint8_t* const* rows, const PackedToken* x, int64_t cols, int64_t lane, int n_lanes,
-                                V (*acc)[NT]) {
+[[gnu::always_inline]] inline void add_rest(const uint8_t* const* rows, const PackedToken* x, int64_t cols, int64_t lane,
+                                            int n_lanes, V (*acc)[NT]) {
     for (int r = 0; r < MR; r++)
         for (int t = 0; t < NT; t++) acc[r][t] = set1(0);
-    for (int part = 0; part < n_lanes; part += kWidth) {
-        const int n = n_lanes - part < kWidth ? n_lanes - part : kWidth;
-        add_lanes<type, MR, NT>(rows, x, cols, lane + part, 4 * part, 4 * n_lanes, n, acc);
-    }
+    int part = 0;
+    for (; part + kWidth <= n_lanes; part += kWidth)
+        add_lanes<type, MR, NT>(rows, x, cols, lane + part, 4 * part, 4 * n_lanes, kWidth, acc);
+    if (part < n_lanes)
+        add_lanes<type, MR, NT>(rows, x, cols, lane + part, 4 * part, 4 * n_lanes, n_lanes - part, acc);
+}
+template <WeightType type, int MR, int NT>
+[[gnu::noinline]] void add_rest_apart(const uint8_t* const* rows, const PackedToken* x, int64_t cols, int64_t lane,
+                                      int n_lanes, V (*acc)[NT]) {
+    add_rest<type, MR, NT>(rows, x, cols, lane, n_lanes, acc);
 }
 
-// results[r * n_tokens + t] of MR rows and NT tokens.
-template <WeightType type, int MR, int NT>
+[[gnu::always_inline]] inline void prefetch(const uint8_t* p, int64_t n) {
+    for (int64_t i = 0; i < n; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
+// results[r * n_tokens + t] of MR rows and NT tokens. kAhead: how many bytes ahead of their use those of the first row, and
+// of what lies behind it, are asked for; 0 for not at all.
+template <WeightType type, int MR, int NT, int kAhead = 0>
 void packed_tile(const uint8_t* const* rows, const PackedToken* x, int64_t cols, float* results, int n_tokens) {
-    const int64_t n_lanes = cols / Packed<type>::kLaneWeights;
+    constexpr int lane_bytes = 4 * kLines<type>;
+    const int64_t n_lanes = cols / Packed<type>::kLaneWeights, head = packed_head_bytes<type>(cols);
     V acc[MR][NT];
     for (int r = 0; r < MR; r++)
         for (int t = 0; t < NT; t++) acc[r][t] = set1(0);
     int64_t lane = 0;
     for (; lane + 16 <= n_lanes; lane += 16) {
+        if constexpr (kAhead > 0) prefetch(rows[0] + head + lane * lane_bytes + kAhead, 16 * lane_bytes);
 #pragma GCC unroll 4
         for (int part = 0; part < 16; part += kWidth)
             add_lanes<type, MR, NT>(rows, x, cols, lane + part, 4 * part, 64, kWidth, acc);
     }
+    // The last run, and the scales of the row behind: what is asked for in part is left out by the hardware.
+    if constexpr (kAhead > 0)
+        prefetch(rows[0] + head + lane * lane_bytes + kAhead, head + (n_lanes - lane) * lane_bytes);
     if (lane < n_lanes) {
         V rest[MR][NT];
-        add_rest<type, MR, NT>(rows, x, cols, lane, static_cast<int>(n_lanes - lane), rest);
+        // With more products it is apart, so that the sums of whole runs never leave their registers.
+        constexpr auto add_last = MR * NT == 1 ? add_rest<type, MR, NT> : add_rest_apart<type, MR, NT>;
+        add_last(rows, x, cols, lane, static_cast<int>(n_lanes - lane), rest);
         for (int r = 0; r < MR; r++)
             for (int t = 0; t < NT; t++) acc[r][t] = add(acc[r][t], rest[r][t]);
     }
@@ -149,7 +166,10 @@ void packed_rows_of_one(
     const FetchAhead fetch(rows, n_rows, n_ahead, n_bytes);
     for (int r = 0; r < n_rows; r++) {
         fetch.before(r);
-        packed_tile<type, 1, 1>(rows + r, x, cols, results + r, 1);
+        if (fetch.is_stream)
+            packed_tile<type, 1, 1, kStreamAhead>(rows + r, x, cols, results + r, 1);
+        else
+            packed_tile<type, 1, 1>(rows + r, x, cols, results + r, 1);
     }
 }
 

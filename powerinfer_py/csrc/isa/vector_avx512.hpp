@@ -25,6 +25,8 @@ constexpr int kFewRows = 4;
 constexpr int kFloatRows = 1;
 // Packed rows that meet several tokens at once.
 constexpr int kPackedRows = 4;
+// A stream of packed rows is left to the hardware (see FetchAhead).
+constexpr int kStreamAhead = 0;
 
 inline V half16(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
 // Broadcasting the 16 bits and converting all lanes takes two instructions, converting one lane first takes three.

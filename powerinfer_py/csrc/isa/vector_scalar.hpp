@@ -24,6 +24,7 @@ constexpr int kFewRows = 2;
 constexpr int kFloatRows = 4;
 // Packed rows that meet several tokens at once.
 constexpr int kPackedRows = 1;
+constexpr int kStreamAhead = 0;
 
 inline V half_scale(const uint8_t* p) { return set1(read_half(p)); }
 
