@@ -46,7 +46,7 @@ void add_rows(
 #pragma GCC unroll 4
             for (int k = 0; k < K; k++) {
                 __builtin_prefetch(next[k] + g * G::kBytes, 0, 2);
-                Unpack<type>::group(rows[k] + g * G::kBytes, w);
+                Summands<type>::group(rows[k] + g * G::kBytes, w);
                 for (int i = 0; i < kVectors; i++) total[i] = madd(c[k], w[i], total[i]);
             }
             for (int i = 0; i < kVectors; i++) store(acc + g * 32 + i * kWidth, total[i]);

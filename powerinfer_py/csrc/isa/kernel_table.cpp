@@ -16,6 +16,8 @@ namespace {
 
 template <WeightType type>
 struct Unpack;
+template <WeightType type>
+struct Summands;
 
 #include "isa/blocks.hpp"
 #if defined(POWERINFER_ISA_avx512) || defined(POWERINFER_ISA_avx512vnni)

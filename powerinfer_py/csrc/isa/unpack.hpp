@@ -10,6 +10,12 @@ struct Unpack {
     }
 };
 
+// What sums of rows add: the same numbers, where zero may have the other sign.
+template <WeightType type>
+struct Summands {
+    static void group(const uint8_t* p, V* w) { Unpack<type>::group(p, w); }
+};
+
 // Weights [begin, begin + n) of a row into `out`. begin is a multiple of 256, so of every group; n is a number of whole
 // groups for types with blocks.
 template <WeightType type>
