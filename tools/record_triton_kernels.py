@@ -3,10 +3,11 @@
     python tools/record_triton_kernels.py --json docs/results/triton_kernels.json
     python tools/record_triton_kernels.py --quick
 
-Every specialisation of `triton_variants` for every compute capability; registers, stack (spills) and shared memory come
-from Triton's own `cuobjdump -res-usage`. --quick: one of each kernel for 8.0, and the hot kernels in F16 and Q4_0 for
-8.0, 8.9 and 9.0, in Q4_0 for all. The last line is one JSON object. Nothing is run: this says nothing about speed.
-It must run without TRITON_INTERPRET. Exit code 1 where a hot kernel spills on 8.0, 8.9 or 9.0.
+Every specialisation of `triton_variants` for every compute capability that launches it; registers, stack (spills) and
+shared memory come from Triton's own `cuobjdump -res-usage`. --quick: one of each kernel for 8.0, and the hot kernels in
+F16 and Q4_0 for 8.0, 8.9 and 9.0, in Q4_0 for all; attention of single tokens for 8.0, a part of it for 8.9 and 9.0.
+The last line is one JSON object. Nothing is run: this says nothing about speed. It must run without
+TRITON_INTERPRET. Exit code 1 where a hot kernel spills on 8.0, 8.9 or 9.0.
 """
 
 from __future__ import annotations
@@ -28,10 +29,25 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton_variants import Variant, record_variants
 
+from powerinfer_py.kernels.triton.launch import TENSOR_CORES
+
 CAPABILITIES = (75, 80, 86, 89, 90, 120)
 # What runs for every token and reads what a token's time goes to, and the products of prompts.
-HOT = ("linear", "hidden", "down", "chunk", "product", "hidden_tiles", "down_tiles", "tiles")
-DECODE = ("linear", "hidden", "down", "chunk")
+HOT = (
+    "linear",
+    "hidden",
+    "down",
+    "chunk",
+    "group",
+    "combine_chunks",
+    "combine",
+    "product",
+    "hidden_tiles",
+    "down_tiles",
+    "tiles",
+)
+DECODE = ("linear", "hidden", "down")
+ATTENTION = ("chunk", "group")
 UNSPILLED = (80, 89, 90)
 
 
@@ -74,8 +90,14 @@ def compile_variant(variant: Variant, capability: int) -> dict[str, Any]:
 
 def is_quick(variant: Variant, capability: int, seen: set[str]) -> bool:
     """Whether --quick compiles this. seen: kernels of which one was taken for 8.0."""
-    if capability == 80 and variant.name not in seen:
+    if capability == 80 and (variant.name not in seen or variant.name in ATTENTION):
         return True
+    if variant.name in ATTENTION:
+        # Of the width that most models have one of every type of cache; groups over q8_0, the nearest to spilling, all.
+        if capability == 90 and variant.name == "group" and variant.storage == "q8_0":
+            return True
+        is_first = f"{variant.name}/{variant.storage}/{capability}" not in seen
+        return is_first and dict(variant.constants)["DIM"] == 128 and capability in UNSPILLED
     if variant.name not in DECODE or variant.storage not in ("f16", "q4_0"):
         return False
     first = (variant.name, variant.storage, str(capability))
@@ -88,6 +110,9 @@ def records(quick: bool, capabilities: list[int]) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     for capability in capabilities:
         for variant in variants:
+            if variant.name == "group" and capability < 10 * TENSOR_CORES[0]:
+                # Never launched there.
+                continue
             if quick and not is_quick(variant, capability, seen):
                 continue
             seen.update({variant.name, f"{variant.name}/{variant.storage}/{capability}"})

@@ -29,6 +29,7 @@ from powerinfer_py.kernels.blocks import (
 )
 from powerinfer_py.kernels.matrix import Matrix, RopeTable
 from powerinfer_py.kernels.triton import launch
+from powerinfer_py.kernels.triton.attention_rows import attend_rows
 from powerinfer_py.kernels.triton.device_rows import STORAGES, DeviceRows, empty_arrays
 from powerinfer_py.kernels.triton.kernels import TritonKernels
 
@@ -114,6 +115,33 @@ def shapes() -> Iterator[Shape]:
     yield Shape("relu-llama-7b", GGMLType.Q4_0, 4)
 
 
+# Heads and widths of published models, for attention alone: (query heads, key heads, width).
+ATTENTION = {
+    "opt-125m": (12, 12, 64),
+    "phi-2": (32, 32, 80),
+    "phi-3-mini": (32, 32, 96),
+    "qwen2.5-1.5b": (12, 2, 128),
+    "smollm2-360m": (15, 5, 64),
+    "qwen2.5-0.5b": (14, 2, 64),
+    "qwen2.5-7b": (28, 4, 128),
+    "tinyllama": (32, 4, 64),
+    "llama-2-70b": (64, 8, 128),
+    "gemma-2b": (8, 1, 256),
+    "falcon-7b": (71, 1, 64),
+    "llama-3-8b": (32, 8, 128),
+    "h2o-danube": (32, 8, 80),
+    "danube3-500m": (16, 8, 96),
+}
+
+
+def attention_shapes() -> Iterator[Shape]:
+    """Grouped and ungrouped heads of every width, over both types of cache where that has whole blocks."""
+    for name, (n_head, n_head_kv, dim) in ATTENTION.items():
+        for cache in (torch.float16, torch.uint8):
+            if cache is torch.float16 or dim % 32 == 0:
+                yield Shape(name, GGMLType.F16, 1, n_head=n_head, n_head_kv=n_head_kv, head_dim=dim, cache=cache)
+
+
 @dataclass
 class Recorder:
     """Stands in for `launch.run`."""
@@ -156,6 +184,11 @@ def record_variants() -> list[Variant]:
     with mock.patch.object(launch, "run", recorder.run):
         for shape in shapes():
             _run_layer(TritonKernels(_META), shape)
+        for shape in attention_shapes():
+            _run_attention(shape)
+        # What 7.5 launches for groups.
+        with mock.patch.object(launch, "has_tensor_cores", lambda _: False):
+            _run_attention(Shape("bamboo-7b", GGMLType.F16, 1, n_head_kv=8))
     return list(recorder.variants.values())
 
 
@@ -185,6 +218,14 @@ def _run_layer(kernels: TritonKernels, shape: Shape) -> None:
         kernels.pack_mask(mask, n_ff // 2)
     kernels.linear(_matrix(shape, 32000, n_embd), x)
     kernels.rows(_matrix(shape, 32000, n_embd), places)
+
+
+def _run_attention(shape: Shape) -> None:
+    """Attention over what is in the cache, without its projections."""
+    n_q, place, cache = shape.n_head * shape.head_dim, _empty(1, dtype=torch.int64), _cache(shape)
+    q, y = _empty(1, shape.n_head, shape.head_dim), _empty(1, n_q)
+    attend_rows(q, cache.keys, cache.values, place, place, 0.1, y, lambda size, dtype: _empty(*size, dtype=dtype),
+                shape.head_dim)  # fmt: skip
 
 
 def _linear(shape: Shape, rows: int, cols: int) -> Linear:

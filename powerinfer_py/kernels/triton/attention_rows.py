@@ -1,12 +1,15 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 """Attention of one or a few tokens over their sequences' caches, each head's context cut into chunks of `CHUNK`.
 
-A program attends to one chunk; a second kernel combines the chunks of a head in order. Chunks do not depend on the
-context's length, so the order of sums does not either. Grids cover the whole context: chunks past a token's position
-leave at once. Moves keys and values up to each position once for every query head.
+A program attends to one chunk, for one query head or (`attention_groups`) for those that share a key head; a second
+kernel combines the chunks of a head. Chunks do not depend on the context's length, so the order of sums does not
+either. Grids cover the whole context: chunks past a token's position leave at once. Moves keys and values up to each
+position once for every key head; where Triton has no tensor cores, for every query head.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -14,13 +17,18 @@ import triton.language as tl
 from torch import Tensor
 
 from powerinfer_py.kernels.triton import launch
+from powerinfer_py.kernels.triton.attention_groups import BLOCK_WARPS, MAX_ROWS, group_kernel
 from powerinfer_py.kernels.triton.cache_tiles import load_cache_rows, require_cache, row_start
 from powerinfer_py.kernels.triton.device_rows import Allocate
 
-# With 32 heads of 128 float16: 64 KB a program, 32 programs a chunk; a context of 1,024 fills 132 multiprocessors.
+# Of 128 float16: 64 KB a program. With 32 key heads a context of 1,024 fills 132 multiprocessors, with 8 one of 2,048.
+# Chunks of 64 would fill them sooner and double what the ledger keeps for their sums.
 CHUNK = 128
-# Positions read together: 8 KB of float16 keys of 128.
+# Positions read together: 8 KB of float16 keys of 128. Half as many of wider rows: of 256, q8_0 keys spilled on 9.0.
 _TILE = 32
+_FULL_WIDTH = 128
+# Chunks combined at once: 8 KB of sums of 128, and 2,048 positions.
+_TOGETHER = 16
 # More tokens than this share tiles of keys in `attention_tiles`.
 MAX_TOKENS = 16
 
@@ -70,13 +78,13 @@ def chunk_kernel(
     for start in tl.range(0, CHUNK, TILE, num_stages=STAGES):
         place = chunk * CHUNK + start + tl.arange(0, TILE)
         seen = place <= position
-        keys = load_cache_rows(k_cache, place, seen, at, DIM, K_TYPE).to(tl.float32)
+        keys = load_cache_rows(k_cache, place, seen, 0, WIDTH, DIM, K_TYPE).to(tl.float32)
         scores = tl.where(seen, tl.sum(keys * query[None, :], axis=1) * scale, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(scores, axis=0))
         shrink = tl.exp(largest - new_largest)
         p = tl.where(seen, tl.exp(scores - new_largest), 0.0)
         # Rows that are not seen are not read: their values are 0.
-        values = load_cache_rows(v_cache, place, seen, at_v, DIM_V, V_TYPE).to(tl.float32)
+        values = load_cache_rows(v_cache, place, seen, 0, WIDTH_V, DIM_V, V_TYPE).to(tl.float32)
         total = total * shrink + tl.sum(p[:, None] * values, axis=0)
         weight = weight * shrink + tl.sum(p, axis=0)
         largest = new_largest
@@ -100,8 +108,9 @@ def combine_chunks_kernel(
     DIM_V: tl.constexpr,
     WIDTH_V: tl.constexpr,
     CHUNK: tl.constexpr,
+    TOGETHER: tl.constexpr,
 ):
-    """y of one head: its chunks in order."""
+    """y of one head: its chunks, TOGETHER at once, so that one after the other does not wait for memory."""
     token = tl.program_id(0).to(tl.int64)
     head = token * HEADS + tl.program_id(1)
     position = tl.load(positions + token)
@@ -111,17 +120,23 @@ def combine_chunks_kernel(
     largest = float("-inf")
     weight = 0.0
     total = tl.zeros((WIDTH_V,), tl.float32)
-    chunk = 0
-    while chunk * CHUNK <= end:
+    start = 0
+    while start * CHUNK <= end:
+        chunk = start + tl.arange(0, TOGETHER)
+        there = chunk * CHUNK <= end
         out = head * n_chunks + chunk
-        theirs = tl.load(maxima + out * 2)
-        new_largest = tl.maximum(largest, theirs)
+        theirs = tl.load(maxima + out * 2, mask=there, other=float("-inf"))
+        weights = tl.load(maxima + out * 2 + 1, mask=there, other=0.0)
+        part = tl.load(
+            sums + out[:, None] * DIM_V + at[None, :], mask=there[:, None] & (at < DIM_V)[None, :], other=0.0
+        )
+        new_largest = tl.maximum(largest, tl.max(theirs, axis=0))
         shrink = tl.exp(largest - new_largest)
         factor = tl.exp(theirs - new_largest)
-        total = total * shrink + tl.load(sums + out * DIM_V + at, mask=at < DIM_V, other=0.0) * factor
-        weight = weight * shrink + tl.load(maxima + out * 2 + 1) * factor
+        total = total * shrink + tl.sum(part * factor[:, None], axis=0)
+        weight = weight * shrink + tl.sum(weights * factor, axis=0)
         largest = new_largest
-        chunk += 1
+        start += TOGETHER
     tl.store(y + head * DIM_V + at, total / weight, mask=at < DIM_V)
 
 
@@ -142,56 +157,58 @@ def attend_rows(
     """
     n_tokens, n_head, dim = q.shape
     n_slots, n_head_kv, n_ctx, _ = k_cache.shape
-    types = require_attention(q, k_cache, v_cache, slots, positions, y, dim_v)
+    k_type, v_type = require_attention(q, k_cache, v_cache, slots, positions, y, dim_v)
     n_chunks = max(1, launch.cdiv(n_ctx, CHUNK))
-    sums = allocate((n_tokens, n_head, n_chunks, dim_v), torch.float32)
-    maxima = allocate((n_tokens, n_head, n_chunks, 2), torch.float32)
-    width_v = max(16, launch.next_power_of_2(dim_v))
+    width, width_v = (max(16, launch.next_power_of_2(n)) for n in (dim, dim_v))
+    shared: dict[str, Any] = {
+        "sums": allocate((n_tokens, n_head, n_chunks, dim_v), torch.float32),
+        "maxima": allocate((n_tokens, n_head, n_chunks, 2), torch.float32),
+        "slots": slots,
+        "positions": positions,
+        "n_slots": n_slots,
+        "n_ctx": n_ctx,
+        "n_chunks": n_chunks,
+        "HEADS": n_head,
+        "DIM_V": dim_v,
+        "WIDTH_V": width_v,
+        "CHUNK": CHUNK,
+    }
+    kernel, n_programs, group = chunk_kernel, n_head, n_head // n_head_kv
+    tile, warps = _tile(q.device, max(width, width_v)), 4
+    rows: dict[str, Any] = {}
+    if group > 1 and launch.has_tensor_cores(q.device):
+        rows["ROWS"] = min(MAX_ROWS, max(16, launch.next_power_of_2(group)))
+        kernel, n_programs = group_kernel, n_head_kv * launch.cdiv(group, rows["ROWS"])
+        if "q8_0" in (k_type, v_type) and max(width, width_v) <= _FULL_WIDTH:
+            warps = BLOCK_WARPS
     launch.run(
-        chunk_kernel,
-        (n_tokens, n_head, n_chunks),
-        warps=4,
+        kernel,
+        (n_tokens, n_programs, n_chunks),
+        warps=warps,
         stages=2,
         q=q,
         k_cache=k_cache,
         v_cache=v_cache,
-        slots=slots,
-        positions=positions,
-        sums=sums,
-        maxima=maxima,
-        n_slots=n_slots,
-        n_ctx=n_ctx,
-        n_chunks=n_chunks,
         scale=float(scale),
-        HEADS=n_head,
         KV_HEADS=n_head_kv,
         DIM=dim,
-        DIM_V=dim_v,
-        WIDTH=max(16, launch.next_power_of_2(dim)),
-        WIDTH_V=width_v,
-        CHUNK=CHUNK,
-        TILE=CHUNK if q.device.type == "cpu" else _TILE,
+        WIDTH=width,
+        TILE=tile,
         STAGES=2,
-        K_TYPE=types[0],
-        V_TYPE=types[1],
+        K_TYPE=k_type,
+        V_TYPE=v_type,
+        **shared,
+        **rows,
     )
-    launch.run(
-        combine_chunks_kernel,
-        (n_tokens, n_head),
-        warps=1,
-        sums=sums,
-        maxima=maxima,
-        slots=slots,
-        positions=positions,
-        y=y,
-        n_slots=n_slots,
-        n_ctx=n_ctx,
-        n_chunks=n_chunks,
-        HEADS=n_head,
-        DIM_V=dim_v,
-        WIDTH_V=width_v,
-        CHUNK=CHUNK,
-    )
+    launch.run(combine_chunks_kernel, (n_tokens, n_head), warps=4, y=y, TOGETHER=_TOGETHER, **shared)
+
+
+def _tile(device: torch.device, width: int) -> int:
+    """Positions read together of rows so wide."""
+    if device.type == "cpu":
+        # Triton's interpreter takes as long for a tile, whatever its size.
+        return CHUNK
+    return _TILE if width <= _FULL_WIDTH else _TILE // 2
 
 
 def require_attention(

@@ -45,12 +45,14 @@ def key_halves(rows, TYPE: tl.constexpr):
 
 
 @triton.jit
-def spread_strange(total, v_cache, theirs, position, last, at_v, DIM_V: tl.constexpr, TYPE: tl.constexpr):
+def spread_strange(
+    total, v_cache, theirs, position, last, WIDTH_V: tl.constexpr, DIM_V: tl.constexpr, TYPE: tl.constexpr
+):
     """`total` with NaN where a token sees a value that is not finite; a position after the other, as it is rare."""
     start = last * 0
     while start <= last:
         place = start + tl.arange(0, 1)
-        values = load_cache_rows(v_cache, place, place <= last, at_v, DIM_V, TYPE)
+        values = load_cache_rows(v_cache, place, place <= last, 0, WIDTH_V, DIM_V, TYPE)
         strange = ((values - values) == 0.0) == 0  # (1, columns)
         seen = theirs[:, None] & (place[None, :] <= position[:, None])  # (tokens, 1)
         total = tl.where(seen & strange, float("nan"), total)
@@ -115,7 +117,9 @@ def tiles_kernel(
                 asked = inside[:, None] & (at < DIM)[None, :]
                 query_high = tl.load(high + at_query[:, None] + at[None, :], mask=asked, other=0.0)
                 query_low = tl.load(low + at_query[:, None] + at[None, :], mask=asked, other=0.0)
-                key, key_low, key_back = key_halves(load_cache_rows(keys_of, place, stored, at, DIM, K_TYPE), K_TYPE)
+                key, key_low, key_back = key_halves(
+                    load_cache_rows(keys_of, place, stored, column, PART, DIM, K_TYPE), K_TYPE
+                )
                 if K_TYPE == "q8_0":
                     part = tl.dot(query_high, tl.trans(key))
                     part = tl.dot(query_low, tl.trans(key), part)
@@ -132,7 +136,7 @@ def tiles_kernel(
             p = tl.where(seen, tl.exp(scores - base[:, None]), 0.0)
             weight = weight * shrink + tl.sum(p, axis=1)
             largest = new_largest
-            values = load_cache_rows(values_of, place, stored, at_v, DIM_V, V_TYPE)
+            values = load_cache_rows(values_of, place, stored, 0, WIDTH_V, DIM_V, V_TYPE)
             # What a token does not see adds 0 to it, which 0 times NaN is not.
             finite = (values - values) == 0.0
             n_strange += tl.sum(tl.sum((finite == 0).to(tl.int32), axis=1), axis=0)
@@ -148,7 +152,7 @@ def tiles_kernel(
                 total = tl.dot(p_high, value_low, total)
             start += TILE
         if n_strange > 0:
-            total = spread_strange(total, values_of, theirs, position, last, at_v, DIM_V, V_TYPE)
+            total = spread_strange(total, values_of, theirs, position, last, WIDTH_V, DIM_V, V_TYPE)
         left = left & (slot_of != slot)
         slot = tl.min(tl.where(left, slot_of, n_slots), axis=0)
     out = y + (tokens.to(tl.int64) * (HEADS * DIM_V) + head * DIM_V)[:, None] + at_v[None, :]

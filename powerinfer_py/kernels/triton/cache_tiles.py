@@ -1,8 +1,9 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 """Rows of the KV cache in kernels: reading them as float32, and writing a row as `cache_rows.encode_rows` rounds it.
 
-A row is DIM float16 values ("f16"), or DIM / 32 blocks of a float16 scale and 32 signed bytes ("q8_0"). Blocks of 34
-bytes are read byte by byte: the rows are those of the host's cache, and Q8_0 is chosen for room, not for speed.
+A row is DIM float16 values ("f16"), or DIM / 32 blocks of a float16 scale and 32 signed bytes ("q8_0"). Of blocks of 34
+bytes the scale is read once, the quants byte by byte: the rows are those of the host's cache, and Q8_0 is chosen for
+room, not for speed.
 """
 
 from __future__ import annotations
@@ -31,17 +32,30 @@ def row_start(cache, row, DIM: tl.constexpr, TYPE: tl.constexpr):
 
 
 @triton.jit
-def load_cache_rows(cache, places, keep, at, DIM: tl.constexpr, TYPE: tl.constexpr):
-    """Values `at` (columns) of rows `places` (n; int32): (n, columns), float16, or float32 of q8_0; 0 outside."""
-    wanted = keep[:, None] & (at < DIM)[None, :]
+def load_cache_blocks(cache, places, keep, column, COLUMNS: tl.constexpr, DIM: tl.constexpr):
+    """Of q8_0 rows the quants without their scale, float32 (n, blocks, 32), and the scales, float32 (n, blocks)."""
+    block = column // 32 + tl.arange(0, COLUMNS // 32)
+    wanted = keep[:, None] & (block < DIM // 32)[None, :]
+    start = places[:, None] * (DIM // 32 * 34) + block[None, :] * 34
+    # Blocks begin at even places.
+    d = tl.load((cache + start).to(tl.pointer_type(tl.float16)), mask=wanted, other=0.0)
+    at = start[:, :, None] + (2 + tl.arange(0, 32))[None, None, :]
+    quants = tl.load(cache + at, mask=wanted[:, :, None], other=0)
+    return quants.to(tl.int8, bitcast=True).to(tl.float32), d.to(tl.float32)
+
+
+@triton.jit
+def load_cache_rows(cache, places, keep, column, COLUMNS: tl.constexpr, DIM: tl.constexpr, TYPE: tl.constexpr):
+    """COLUMNS values from `column` of rows `places` (n; int32): (n, COLUMNS), float16, or float32 of q8_0; 0 outside.
+
+    q8_0: column and COLUMNS are multiples of 32.
+    """
     if TYPE == "q8_0":
-        block = places[:, None] * (DIM // 32 * 34) + ((at // 32) * 34)[None, :]
-        quant = tl.load(cache + block + 2 + (at % 32)[None, :], mask=wanted, other=0).to(tl.int8, bitcast=True)
-        low = tl.load(cache + block, mask=wanted, other=0).to(tl.uint16)
-        high = tl.load(cache + block + 1, mask=wanted, other=0).to(tl.uint16)
-        d = (low | (high << 8)).to(tl.float16, bitcast=True)
-        tile = quant.to(tl.float32) * d.to(tl.float32)
+        quants, d = load_cache_blocks(cache, places, keep, column, COLUMNS, DIM)
+        tile = tl.reshape(quants * d[:, :, None], (places.shape[0], COLUMNS))
     else:
+        at = column + tl.arange(0, COLUMNS)
+        wanted = keep[:, None] & (at < DIM)[None, :]
         tile = tl.load(cache + places[:, None] * DIM + at[None, :], mask=wanted, other=0.0)
     return tile
 

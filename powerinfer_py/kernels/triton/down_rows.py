@@ -26,6 +26,8 @@ COLUMNS = 256
 # Rows read together: 16 x 128 bytes of nibbles in 128 threads of 16 bytes, or 64 of halves. The loop over them is not
 # pipelined: its loads depend on loaded ids, which Triton 3.2 cannot schedule.
 ROWS = 16
+# Chunks that are read together, so that one does not wait for memory after the other; still added in order.
+TOGETHER = 8
 
 
 @triton.jit(do_not_specialize=["n", "n_chunks"])
@@ -122,6 +124,7 @@ def combine_kernel(
     N: tl.constexpr,
     CHUNK: tl.constexpr,
     COLUMNS: tl.constexpr,
+    TOGETHER: tl.constexpr,
     LISTED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
@@ -134,8 +137,10 @@ def combine_kernel(
     total = tl.zeros((COLUMNS,), tl.float32)
     chunk = 0
     while chunk * CHUNK < end:
-        total += tl.load(partial + (token * n_chunks + chunk) * N + columns, mask=inside, other=0.0)
-        chunk += 1
+        for i in tl.static_range(TOGETHER):
+            there = inside & ((chunk + i) * CHUNK < end)
+            total += tl.load(partial + (token * n_chunks + chunk + i) * N + columns, mask=there, other=0.0)
+        chunk += TOGETHER
     if HAS_BIAS:
         total += tl.load(bias + columns, mask=inside, other=0.0)
     if HAS_RESIDUAL:
@@ -214,6 +219,7 @@ def down_rows(
         N=matrix.cols,
         CHUNK=CHUNK,
         COLUMNS=COLUMNS,
+        TOGETHER=TOGETHER,
         LISTED=lists is not None,
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,

@@ -43,6 +43,8 @@ RECORDED: dict[tuple[str, tuple[int, int], str, int, int], RowConfig | TileConfi
 # More tokens than this go through tl.dot, whose smallest tile has 16: up to 4, reading the rows once for each token
 # (from the L2 cache but for the first) moves fewer bytes through it than the tile wastes work.
 MAX_VECTOR_TOKENS = 4
+# The first compute capability for whose tensor cores Triton compiles tl.dot.
+TENSOR_CORES = (8, 0)
 # Columns of activations in whose multiples rows lie apart, where how many are wanted differs from layer to layer.
 GROUP = 16
 # Fewer rows than this leave multiprocessors without a program at 4 rows each.
@@ -85,6 +87,11 @@ def _recorded(kernel: str, storage: str, rows: int, cols: int, device: torch.dev
     if not RECORDED or device.type != "cuda":
         return None
     return RECORDED.get((kernel, torch.cuda.get_device_capability(device), storage, rows, cols))
+
+
+def has_tensor_cores(device: torch.device) -> bool:
+    """Whether Triton multiplies tiles on tensor cores: from 8.0 on. On 7.5 it adds up product by product and spills."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= TENSOR_CORES
 
 
 def aligned_columns(n: int) -> int:

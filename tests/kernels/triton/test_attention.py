@@ -11,8 +11,8 @@ from helpers_triton import on_device
 from torch import Tensor
 
 from powerinfer_py.config import CacheType
-from powerinfer_py.kernels.cache_rows import cache_type_of, encode_rows
-from powerinfer_py.kernels.triton import attention_rows, attention_tiles
+from powerinfer_py.kernels.cache_rows import cache_type_of, decode_rows, encode_rows
+from powerinfer_py.kernels.triton import attention_rows, attention_tiles, launch
 from powerinfer_py.kernels.triton.kernels import TritonKernels
 
 Q8_0: Types = (CacheType.Q8_0, CacheType.Q8_0)
@@ -73,9 +73,10 @@ def test_close_to_float64(
 
 
 def test_chunks_of_a_long_context(triton_kernels: TritonKernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks, and tiles within one, as on a device: the interpreter's own take a whole chunk."""
+    """Several chunks, and more than are combined at once."""
     monkeypatch.setattr(attention_rows, "CHUNK", 16)
-    case = Case(1, 2, 1, 16, 16)
+    monkeypatch.setattr(attention_rows, "_TOGETHER", 2)
+    case = Case(1, 1, 1, 16, 16)
     case.k_cache[:, :, :36] = torch.randn(N_SLOTS, 1, 36, 16).half()
     case.v_cache[:, :, :36] = torch.randn(N_SLOTS, 1, 36, 16).half()
     for position in (15, 16, 36):
@@ -83,6 +84,89 @@ def test_chunks_of_a_long_context(triton_kernels: TritonKernels, monkeypatch: py
         y = run(triton_kernels, case, *place).numpy()
         want, bound = expected(case, *place)
         assert (np.abs(y - want) <= bound).all()
+
+
+def filled(n_tokens: int, heads: int, heads_kv: int, dim: int, dim_v: int, types: Types) -> Case:
+    """A case whose caches were written to before, at every place."""
+    case = Case(n_tokens, heads, heads_kv, dim, dim_v, types)
+    random = torch.Generator().manual_seed(1)
+    for cache, width in ((case.k_cache, dim), (case.v_cache, dim_v)):
+        values = torch.randn(N_SLOTS, heads_kv, N_CTX, width, generator=random)
+        cache.copy_(encode_rows(values, cache_type_of(cache)))
+    return case
+
+
+# One token; several, of one sequence twice, at positions in the first chunk, on its edges, and in the last.
+PLACES = [([2], [36]), ([0, 1, 2, 1], [31, 36, 0, 32])]
+GROUPS = [(4, 2, 80, 80, HALVES), (7, 1, 20, 33, HALVES), (20, 1, 16, 40, HALVES), (8, 1, 128, 64, Q8_0)]
+GROUPS += [(3, 1, 96, 64, types) for types in TYPES]
+
+
+@pytest.mark.parametrize(("slots", "positions"), PLACES, ids=["one", "several"])
+@pytest.mark.parametrize(
+    ("heads", "heads_kv", "dim", "dim_v", "types", "cores"),
+    [(*group, True) for group in GROUPS] + [(3, 1, 64, 32, types, False) for types in (HALVES, Q8_0)],
+    ids=str,
+)
+def test_groups_of_heads(
+    triton_kernels: TritonKernels,
+    monkeypatch: pytest.MonkeyPatch,
+    heads: int,
+    heads_kv: int,
+    dim: int,
+    dim_v: int,
+    types: Types,
+    slots: list[int],
+    positions: list[int],
+    cores: bool,
+) -> None:
+    """Several chunks and several tiles in one, as on a device; 20 heads are two programs'.
+
+    cores: False for devices where every query head reads for itself.
+    """
+    monkeypatch.setattr(attention_rows, "CHUNK", 32)
+    monkeypatch.setattr(attention_rows, "_tile", lambda *_: 16)
+    monkeypatch.setattr(attention_rows, "MAX_ROWS", 16)
+    monkeypatch.setattr(launch, "has_tensor_cores", lambda _: cores)
+    case = filled(len(slots), heads, heads_kv, dim, dim_v, types)
+    place = torch.tensor(slots), torch.tensor(positions)
+    y = run(triton_kernels, case, *place)
+    want, bound = expected(case, *place)
+    largest = np.abs(decode_rows(case.v_cache, dim_v).numpy()).max()
+    assert (np.abs(y.numpy() - want) <= bound + 2.0**-22 * largest).all()
+    # What a token gets does not depend on the others of its batch, which have written to other places.
+    on(triton_kernels, case)
+    last = slice(len(slots) - 1, None)
+    alone = case.part(triton_kernels, last, *(part.to(triton_kernels.device) for part in place))
+    assert same_bits(y[last], alone.cpu())
+
+
+def test_values_of_all_sizes_in_groups(triton_kernels: TritonKernels) -> None:
+    """Values near the largest of q8_0 beside small ones: both halves of both stay within float16."""
+    case = filled(1, 3, 1, 32, 64, Q8_0)
+    sizes = torch.tensor([1e-6, 1.0, 1e6])[torch.arange(N_CTX) % 3]
+    case.v_cache[0, 0] = encode_rows(torch.randn(N_CTX, 64) * sizes[:, None], CacheType.Q8_0)
+    place = torch.tensor([0]), torch.tensor([36])
+    y = run(triton_kernels, case, *place).numpy()
+    want, bound = expected(case, *place)
+    largest = np.abs(decode_rows(case.v_cache[0], 64).numpy()).max()
+    assert (np.abs(y - want) <= bound + 2.0**-22 * largest).all()
+
+
+@pytest.mark.parametrize(("heads", "heads_kv", "programs"), [(8, 8, 8), (8, 2, 2), (15, 5, 5), (71, 1, 3)])
+def test_keys_are_read_once_for_a_group(
+    triton_kernels: TritonKernels, monkeypatch: pytest.MonkeyPatch, heads: int, heads_kv: int, programs: int
+) -> None:
+    """A program for each key head and chunk, wherever the tokens are: a captured launch serves every position."""
+    grids: list[tuple[int, ...]] = []
+    monkeypatch.setattr(launch, "run", lambda _kernel, grid, **_: grids.append(grid))
+    case = on(triton_kernels, Case(2, heads, heads_kv, 16, 16))
+    for position in (0, 36):
+        grids.clear()
+        slots, positions = (torch.tensor([1, n], device=case.q.device) for n in (0, position))
+        case.run(triton_kernels, slots, positions)
+        # Heads into the cache, chunks, their combination.
+        assert grids == [(2, 2 * heads_kv), (2, programs, 1), (2, heads)]
 
 
 def test_tiles_of_a_long_prompt(triton_kernels: TritonKernels, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,31 +207,31 @@ def test_halves_are_rounded_to_nearest_even(triton_kernels: TritonKernels) -> No
 
 
 @pytest.mark.parametrize("types", [HALVES, Q8_0], ids=str)
-@pytest.mark.parametrize("n_tokens", [7, 17])
+@pytest.mark.parametrize(("n_tokens", "heads"), [(7, 1), (7, 3), (17, 1)])
 def test_nan_reaches_the_tokens_that_see_it_and_no_other(
-    triton_kernels: TritonKernels, types: Types, n_tokens: int
+    triton_kernels: TritonKernels, types: Types, n_tokens: int, heads: int
 ) -> None:
     place = torch.zeros(n_tokens, dtype=torch.int64), torch.arange(n_tokens)
     for name in ("k", "v"):
-        case = Case(n_tokens, 1, 1, 32, 32, types)
+        case = Case(n_tokens, heads, 1, 32, 32, types)
         getattr(case, name)[5, 0, 3] = float("nan")
-        y = run(triton_kernels, case, *place).view(n_tokens, 1, 32)
+        y = run(triton_kernels, case, *place).view(n_tokens, heads, 32)
         assert torch.isfinite(y[:5]).all()
         # A value that is NaN spoils its own column, a block of the cache all of its columns.
         spoilt = y[5:] if name == "k" or types == Q8_0 else y[5:, :, 3]
         assert torch.isnan(spoilt).all()
 
 
-def test_large_scores_do_not_overflow(triton_kernels: TritonKernels) -> None:
-    for n_tokens in (6, 17):
-        case = Case(n_tokens, 2, 2, 32, 32)
-        case.q *= 1000
-        y = run(triton_kernels, case, torch.zeros(n_tokens, dtype=torch.int64), torch.arange(n_tokens))
-        assert torch.isfinite(y).all()
-        keys = case.k_cache[0, :, :n_tokens].float()
-        best = torch.einsum("hd,hnd->hn", case.q[-1], keys).argmax(dim=1)
-        picked = torch.stack([case.v_cache[0, h, best[h]].float() for h in range(2)])
-        assert torch.allclose(y[-1].view(2, 32), picked, atol=1e-2)
+@pytest.mark.parametrize(("n_tokens", "shared"), [(6, 1), (6, 2), (17, 1)])
+def test_large_scores_do_not_overflow(triton_kernels: TritonKernels, n_tokens: int, shared: int) -> None:
+    case = Case(n_tokens, 2 * shared, 2, 32, 32)
+    case.q *= 1000
+    y = run(triton_kernels, case, torch.zeros(n_tokens, dtype=torch.int64), torch.arange(n_tokens))
+    assert torch.isfinite(y).all()
+    keys = case.k_cache[0, :, :n_tokens].float().repeat_interleave(shared, dim=0)
+    best = torch.einsum("hd,hnd->hn", case.q[-1], keys).argmax(dim=1)
+    picked = torch.stack([case.v_cache[0, h // shared, best[h]].float() for h in range(2 * shared)])
+    assert torch.allclose(y[-1].view(2 * shared, 32), picked, atol=1e-2)
 
 
 @pytest.mark.parametrize(("slot", "position"), [(-1, 0), (N_SLOTS, 0), (0, -1), (0, N_CTX)])

@@ -37,6 +37,12 @@ def test_every_kernel_compiles_and_no_hot_one_spills(tmp_path: Path) -> None:
     hot = {(record["kernel"], record["capability"]) for record in result["records"] if record["storage"] == "q4_0"}
     for kernel in ("linear", "hidden", "down"):
         assert {cc for name, cc in hot if name == kernel} == {75, 80, 86, 89, 90, 120}
+    # What reads the cache in decode, in every width and number of heads to a key head.
+    attention = [record["constants"] for record in result["records"] if record["kernel"] in ("chunk", "group")]
+    for cache, widths in (("f16", {64, 80, 96, 128, 256}), ("q8_0", {64, 96, 128, 256})):
+        theirs = [constants for constants in attention if constants["K_TYPE"] == cache]
+        assert {constants["DIM"] for constants in theirs} == widths
+        assert {constants["HEADS"] // constants["KV_HEADS"] for constants in theirs} >= {1, 2, 4, 7, 8}
     for record in result["records"]:
         assert 0 < record["registers"] <= 255
         # What a program may have on every one of these without asking for more.

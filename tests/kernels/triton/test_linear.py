@@ -11,7 +11,7 @@ from helpers_triton import DEVICE_IDS, DEVICE_TYPES, nmse, on_device, product_bo
 
 from powerinfer_py.gguf.types import GGMLType
 from powerinfer_py.kernels.reference import ReferenceKernels
-from powerinfer_py.kernels.triton import launch
+from powerinfer_py.kernels.triton import down_rows, launch
 from powerinfer_py.kernels.triton.kernels import TritonKernels
 
 every_type = pytest.mark.parametrize("ggml_type", DEVICE_TYPES, ids=DEVICE_IDS)
@@ -119,6 +119,21 @@ def test_sums_of_all_rows_add_zeros_too(triton_kernels: TritonKernels) -> None:
     )
     assert count == 140
     assert nmse(y, coefficients.double() @ torch.from_numpy(stored.values).double()) < 1e-12
+
+
+def test_sums_of_rows_do_not_depend_on_how_many_chunks_are_read_together(
+    triton_kernels: TritonKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(down_rows, "CHUNK", 16)
+    stored, coefficients = random_rows(GGMLType.F16, 150, 64), tokens(2, 150) * mask_of(2, 150, 0.6)
+    matrix, sums = matrix_of(triton_kernels, stored), []
+    for together in (1, 4, 8):
+        monkeypatch.setattr(down_rows, "TOGETHER", together)
+        y, _ = triton_kernels.accumulate_rows(matrix, on_device(triton_kernels, coefficients))
+        sums.append(y.cpu())
+    assert nmse(sums[0], coefficients.double() @ torch.from_numpy(stored.values).double()) < 1e-12
+    assert same_bits(sums[0], sums[1])
+    assert same_bits(sums[0], sums[2])
 
 
 @every_type

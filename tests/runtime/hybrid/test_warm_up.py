@@ -83,7 +83,7 @@ def test_a_step_launches_nothing_that_the_warm_up_has_not(
     arrangement: Arrangement,
 ) -> None:
     seen: set[Compilation] = set()
-    first, n_layer = 0, 1
+    first, n_layer, n_shared = 0, 1, 1
     while first < min(len(HOT), 3 * n_layer):
 
         def choose(sizes: object, _fixed: object, _left: int, first: int = first) -> Placement:
@@ -96,7 +96,7 @@ def test_a_step_launches_nothing_that_the_warm_up_has_not(
         options = {"threads": 1, "context_length": 96, "max_batch": slots, "batch_size": batch, "sparsity": sparsity}
         with LLM(models[name], vram_budget=1.0, device=device, choose=choose, **options) as llm:  # type: ignore[arg-type]
             assert llm.engine.hybrid is not None
-            n_layer = llm.config.n_layer
+            n_layer, n_shared = llm.config.n_layer, llm.config.n_head // llm.config.n_head_kv
             for rates in (NEVER, ALWAYS):
                 llm.engine.hybrid.use_prompt_rates(rates)
                 for n_tokens in (1, 2, 4, 5, 16, 17, 32, 33, 64, 96):
@@ -109,4 +109,5 @@ def test_a_step_launches_nothing_that_the_warm_up_has_not(
         first += n_layer
         assert not unknown, f"{len(unknown)} compilations at use, the first: {unknown[0]}"
     assert len(device.warmed) > 15
+    assert (n_shared > 1) == ("group_kernel" in {compilation[0] for compilation in device.warmed})
     assert np.mean([compilation in seen for compilation in device.warmed]) > 0.5
