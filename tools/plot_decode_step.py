@@ -2,7 +2,7 @@
 
     python tools/plot_decode_step.py MODEL --png step.png --json step.json
 
-Two runs over the same tokens. "As it runs" times the calls a step really makes, one for every eight layers. "Taken
+Two runs over the same tokens. "As it runs" times the calls a step really makes, one for layers of up to 1 GiB. "Taken
 apart" runs the same arithmetic as single operations (`kernels/composition.py`), more calls and so more Python, to say
 what those consist of. Native time is that inside the extension's calls; Python's is the rest, torch's small tensor
 operations included. Timing a call costs 0.3 us, which counts as Python.

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Up to so many tokens go through layers of so many bytes in one call: with more of either, a call costs nothing beside
-# the work, and an interrupt is heard between calls. Of memory that is read at 10 GB/s, a tenth of a second.
+# the work, and an interrupt is heard between calls. At 10 GB/s of memory that is a tenth of a second for one token, for
+# 16 as long as their products take.
 STEP_TOKENS = 16
 STEP_BYTES = 2**30
 

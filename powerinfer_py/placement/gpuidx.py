@@ -36,8 +36,8 @@ class SolvedFor:
 
     model_fingerprint: `gguf.fingerprint` of the model file. activation_hash: `ActivationStatistics.sha256`, or
     `NO_STATISTICS`. budget_bytes: of the whole process, 0 where the budget was one of neurons. rates: JSON values of
-    what the machine was taken to do. gap: share of the expected time by which the split may miss the best one.
-    blocks_on_gpu: a flag a layer. head_on_gpu: the same of the head.
+    what the machine was taken to do. gap: share of the expected time by which the split may miss the best one in
+    groups. blocks_on_gpu: a flag a layer. head_on_gpu: the same of the head.
     """
 
     model_fingerprint: str

@@ -91,6 +91,8 @@ class Relaxation:
         self._head_cpu_s = np.inf if given else problem.head_seconds(on_gpu=False)
         self._unit_s = float(np.where(np.isfinite(self._seconds), self._seconds, 0.0).max(axis=1).sum())
         self._unit_s = max(self._unit_s, sum(s for s in self._cpu_seconds if np.isfinite(s)), 1e-30)
+        weights = int(self._weights.max(axis=1).sum()) + limit.head
+        self._most_weight = max(weights, limit.most, limit.least or 0)
         self._any, self._filled = np.zeros(0), np.zeros(0)
 
     def bounds(self) -> Bounds:
@@ -152,11 +154,15 @@ class Relaxation:
         priced = _Priced(self, price, places, reduced[np.arange(self._n_layer), places])
         within = self._limit.most if price >= 0 else self._limit.least
         if within is not None:
-            bound = priced.values - price * within
+            bound = priced.values - price * within - self._rounding(price)
             self._filled = np.maximum(self._filled, bound)
             if price >= 0:
                 self._any = np.maximum(self._any, bound)
         return priced
+
+    def _rounding(self, price: float) -> float:
+        """Seconds by which a sum at this price may be off: at a dear one, what is left of large numbers is small."""
+        return (self._n_layer + 4) * float(np.spacing(1.0)) * (abs(price) * self._most_weight + self._unit_s)
 
 
 class _Priced:

@@ -41,7 +41,7 @@ TRIED = 4
 class Solution:
     """placement: after filling. seconds: its expected time of a token. n_bytes: of the budget. bound_s: no placement in
     the solver's groups is faster; None where nothing was minimised, as where everything fits. gap: share of `seconds`
-    by which the placement may miss the fastest one that, as it does, leaves nothing out that would fit.
+    by which the placement may miss the fastest one in these groups that, as it does, leaves nothing out that would fit.
     """
 
     placement: Placement

@@ -197,5 +197,6 @@ def _unpacked_reason(options: RuntimeOptions, n_bytes: int, cache_bytes: int) ->
     if options.use_mlock:
         return "memory locking pins the file's own pages"
     if not fits_in_memory(n_bytes + cache_bytes):
-        return f"a copy of {n_bytes / 2**30:.1f} GiB does not fit the available memory"
+        beside = f" beside {cache_bytes / 2**30:.1f} GiB of KV cache" if cache_bytes else ""
+        return f"a copy of {n_bytes / 2**30:.1f} GiB{beside} does not fit the available memory"
     return None

@@ -40,7 +40,7 @@ def control_groups(controller: str, root: Path = Path("/")) -> ControlGroups:
 def read_text(path: Path) -> str | None:
     """The text of a file without white space around it, None where it cannot be read."""
     try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
+        return path.read_text(encoding="utf-8", errors="surrogateescape").strip()
     except OSError:
         return None
 

@@ -128,3 +128,13 @@ def test_a_large_problem_needs_no_binary_program(
         assert solution.gap <= LARGE_GAP
         assert solution.n_bytes >= 0.99 * share * everything
         assert len(prices) <= 250
+
+
+@pytest.mark.parametrize("n_blocks", [1, 8, 40])
+def test_a_budget_that_blocks_fill_to_the_byte_keeps_the_bound_below_the_best(n_blocks: int) -> None:
+    """A byte's price is then so dear that it leaves little of the seconds in a sum."""
+    problem = deep_problem(0.1, Sparsity.PREDICTOR, 0.75, given=False)
+    full = problem.head_budget_bytes + n_blocks * problem.block_bytes(0) + problem.split_bytes
+    solution = solve(replace(problem, budget_bytes=full))
+    assert solution.bound_s is not None
+    assert solution.bound_s <= solution.seconds

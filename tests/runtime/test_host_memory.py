@@ -63,6 +63,7 @@ OLD = {"proc/self/cgroup": "4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc"}
         (NESTED | unified("user/job", 2 * GIB, 1 * GIB) | unified("user", 10 * GIB, 2 * GIB), 1 * GIB),
         # The host's path, of which a container sees the top alone.
         (NESTED | unified("", 4 * GIB, 1 * GIB), 3 * GIB),
+        ({"proc/self/cgroup": "0::/größe"} | unified("größe", 4 * GIB, 1 * GIB), 3 * GIB),
         (OLD | separate("docker/abc", 8 * GIB, 3 * GIB), 5 * GIB),
         (OLD | separate("", 2**63 - 4096, 3 * GIB), MACHINE),
         (OLD | separate("docker/abc", 8 * GIB, 3 * GIB) | separate("docker", 4 * GIB, 3 * GIB), 1 * GIB),

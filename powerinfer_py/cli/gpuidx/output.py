@@ -154,7 +154,7 @@ def _summary(split: Split, written: Path | None) -> list[tuple[str, str]]:
         ("written", "nothing" if written is None else printable(str(written), 400)),
     ]
     if solution.bound_s is not None:
-        rows.insert(3, ("gap", f"{solution.gap:.4%}: no split that uses the budget is faster by more"))
+        rows.insert(3, ("gap", f"{solution.gap:.4%}: no split by groups that uses the budget is faster by more"))
     return rows
 
 

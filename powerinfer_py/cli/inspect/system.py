@@ -14,6 +14,7 @@ import psutil
 
 from powerinfer_py.errors import PowerInferError
 from powerinfer_py.kernels import fallback_notices, make_kernels, native_extension
+from powerinfer_py.runtime.host_memory import available_bytes
 from powerinfer_py.runtime.threads import find_processors
 
 
@@ -75,7 +76,7 @@ def inspect_system() -> SystemReport:
         processor=_processor(),
         kernels=inspect_kernels(),
         memory_total_bytes=int(memory.total),
-        memory_available_bytes=int(memory.available),
+        memory_available_bytes=available_bytes(),
         devices=_devices(),
         versions=_versions(),
     )

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM. The first signal during generation asks it to stop, the second ends the process.
 
 Python runs handlers between its own instructions: either waits for the native call at work to return, which computes
-layers of at most `models.transformer.STEP_BYTES` of a token, one block for a prompt's tokens, or a step on a GPU.
+layers of at most `models.transformer.STEP_BYTES` for up to 16 tokens, one block for more, or a step on a GPU.
 
 Outside generation Ctrl-C raises KeyboardInterrupt and SIGTERM raises SystemExit, so that files and terminals are left
 in order. Handlers are installed for the length of a `with` block and need the main thread.

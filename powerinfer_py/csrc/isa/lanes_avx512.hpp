@@ -37,9 +37,9 @@ inline I byte_bits(I v) {
 }
 
 #if defined(__AVX512VNNI__)
-// What products of up to `bits` bits by 8 are added up in; finished() makes it a sum of four neighbours a lane.
 constexpr bool kSignedBytes = false;
 inline I signed_bytes(I u) { return u; }
+// What products of up to `bits` bits by 8 are added up in; finished() makes it a sum of four neighbours a lane.
 template <int bits>
 inline I add_products(I sums, I w0, I s0, I w1, I s1) {
     return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums, w0, s0), w1, s1);

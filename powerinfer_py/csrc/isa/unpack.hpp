@@ -10,7 +10,7 @@ struct Unpack {
     }
 };
 
-// What sums of rows add: the same numbers, where zero may have the other sign.
+// What sums of rows add: the same numbers, where zero may have the other sign and infinity may be NaN.
 template <WeightType type>
 struct Summands {
     static void group(const uint8_t* p, V* w) { Unpack<type>::group(p, w); }
