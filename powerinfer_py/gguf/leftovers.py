@@ -6,6 +6,7 @@ Invariant: a file that a living writer holds is never removed, and a writer neve
 
 from __future__ import annotations
 
+import atexit
 import errno
 import fcntl
 import os
@@ -15,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 _PREFIX, _SUFFIX = ".powerinfer-", ".tmp"
+# Names that were asked for, and the process that did: an interrupt may come before a writer has heard of its file.
+_asked_for: dict[Path, int] = {}
 
 
 def create_locked(folder: Path) -> tuple[Path, int]:
@@ -22,8 +25,10 @@ def create_locked(folder: Path) -> tuple[Path, int]:
 
     Where the file system has no locks the file is not locked, and there nothing is ever taken for a leftover.
     """
+    _forget_gone()
     while True:
         path = folder / f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
+        _asked_for[path] = os.getpid()
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         # Between creation and lock another process may take the file for a leftover. It holds the lock until the name
         # is gone, so this waits no longer than that, and then sees it.
@@ -68,6 +73,23 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def _forget_gone() -> None:
+    """Files that have got their real names, or were removed."""
+    for path in list(_asked_for):
+        with suppress(OSError):
+            if not path.exists():
+                _asked_for.pop(path, None)
+
+
+@atexit.register
+def _remove_own() -> None:
+    """What is left when the process ends in order. A forked one leaves alone what its parent writes."""
+    for path, process in list(_asked_for.items()):
+        if process == os.getpid():
+            with suppress(OSError):
+                path.unlink()
 
 
 def _remove_unless_held(path: Path) -> None:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from powerinfer_py.gguf import GGMLType, GGUFWriter
 from powerinfer_py.gguf.leftovers import create_locked, remove_leftovers
 
@@ -58,3 +60,43 @@ def test_locked_files_of_this_process_stay(tmp_path: Path) -> None:
     os.close(descriptor)
     remove_leftovers(tmp_path)
     assert not path.exists()
+
+
+# An interrupt as early as one can come: the file is there, and whoever asked for it has not heard of it.
+INTERRUPTED = """
+import fcntl, os, sys
+from pathlib import Path
+from powerinfer_py.output_files import require_writable, write_bytes
+from powerinfer_py.gguf import GGUFWriter
+def interrupted(descriptor, operation):
+    raise KeyboardInterrupt
+folder, work = Path(sys.argv[1]), sys.argv[2]
+fcntl.flock = interrupted
+write = {"write": lambda path: write_bytes(path, b"some"), "try": require_writable, "model": GGUFWriter}[work]
+write(folder / "file")
+"""
+
+
+@pytest.mark.parametrize("work", ["write", "try", "model"])
+def test_an_interrupt_right_after_creation_leaves_nothing(tmp_path: Path, work: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path), work]
+    assert b"KeyboardInterrupt" in subprocess.run(command, capture_output=True, check=False).stderr
+    assert not list(tmp_path.iterdir())
+
+
+FORKING = """
+import os, sys
+from pathlib import Path
+from powerinfer_py.gguf.leftovers import create_locked
+path, _ = create_locked(Path(sys.argv[1]))
+child = os.fork()
+if child:
+    os.waitpid(child, 0)
+    print(path.exists())
+"""
+
+
+def test_a_forked_process_leaves_alone_what_its_parent_writes(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FORKING, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, check=True, text=True).stdout == "True\n"
+    assert not list(tmp_path.iterdir())
