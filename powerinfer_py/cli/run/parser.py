@@ -27,7 +27,7 @@ EPILOG = """examples:
   powerinfer-run -m model.gguf -p "A name for a boat:" --parallel 4 -n 12
 
 Generated text goes to standard output, everything else to standard error. Ctrl-C stops the text and prints the
-timings, twice leaves between two native calls (a few layers each). Exit codes: 0 done, 1 error, 2 wrong usage,
+timings, twice leaves when the native call at work returns. Exit codes: 0 done, 1 error, 2 wrong usage,
 130 interrupted, 141 the reader of standard output has gone, 143 terminated."""
 
 

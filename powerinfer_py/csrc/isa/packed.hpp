@@ -112,10 +112,6 @@ template <WeightType type, int MR, int NT>
     add_rest<type, MR, NT>(rows, x, cols, lane, n_lanes, acc);
 }
 
-[[gnu::always_inline]] inline void prefetch(const uint8_t* p, int64_t n) {
-    for (int64_t i = 0; i < n; i += 64) __builtin_prefetch(p + i, 0, 2);
-}
-
 // results[r * n_tokens + t] of MR rows and NT tokens. kAhead: how many bytes ahead of their use those of the first row, and
 // of what lies behind it, are asked for; 0 for not at all.
 template <WeightType type, int MR, int NT, int kAhead = 0>

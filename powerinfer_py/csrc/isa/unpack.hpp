@@ -36,15 +36,18 @@ void dequantize(const uint8_t* row, int64_t begin, int64_t n, float* out) {
         G::to_float(p + n_groups * G::kBytes, out + n_groups * 32, n - n_groups * 32);
 }
 
-// Asks for the bytes of weights [begin, begin + n) of a row ahead of their use; both are multiples of a group. Into the
-// second cache, whose queue of misses is twice as long as the first's: bare reads of a random third of rows of 2304 bytes
-// come at 30 GB/s this way, at 22 through the first (Zen 4, two cores). Inlined: GCC leaves out calls of a function that
-// does nothing but prefetch.
+// Asks for n bytes ahead of their use. Into the second cache, whose queue of misses is twice as long as the first's: bare
+// reads of a random third of rows of 2304 bytes come at 30 GB/s this way, at 22 through the first (Zen 4, two cores).
+// Inlined: GCC leaves out calls of a function that does nothing but prefetch.
+[[gnu::always_inline]] inline void prefetch(const uint8_t* p, int64_t n) {
+    for (int64_t i = 0; i < n; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
+// The same for weights [begin, begin + n) of a row; both are multiples of a group.
 template <WeightType type>
 [[gnu::always_inline]] inline void fetch(const uint8_t* row, int64_t begin, int64_t n) {
     using G = Group<type>;
-    const uint8_t* p = row + begin / G::kWeights * G::kBytes;
-    for (int64_t i = 0; i < n / G::kWeights * G::kBytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+    prefetch(row + begin / G::kWeights * G::kBytes, n / G::kWeights * G::kBytes);
 }
 
 inline bool lie_side_by_side(const uint8_t* const* rows, int n_rows, int64_t row_bytes) {
@@ -54,7 +57,8 @@ inline bool lie_side_by_side(const uint8_t* const* rows, int n_rows, int64_t row
 // Rows that one token meets one after the other, and how they are asked for ahead of their use.
 //
 // Rows that lie side by side are a single stream, which the hardware fetches by itself; prefetches, or two rows of a page
-// at once, disturb it: on Zen 4, one core, 27 GB/s instead of 12, as much as a bare read. Rows that lie apart begin with
+// at once, disturb it: on Zen 4, one core, 27 GB/s instead of 12, as much as a bare read (where prefetches help, as on
+// Zen 3, there is `kStreamAhead`). Rows that lie apart begin with
 // misses that the hardware does not foresee, and end before it has seen a stream in them: 8 to 9 GB/s a core left to
 // themselves, 12 with the next row asked for bit by bit, 13 to 14 with all of it at once, 15 to 16 three rows ahead.
 constexpr int kRowsAhead = 3;
@@ -72,8 +76,7 @@ struct FetchAhead {
 
     // To be called before row r is computed.
     [[gnu::always_inline]] void before(int r) const {
-        if (!is_stream && r + kRowsAhead < n_rows)
-            for (int64_t i = 0; i < row_bytes; i += 64) __builtin_prefetch(rows[r + kRowsAhead] + i, 0, 2);
+        if (!is_stream && r + kRowsAhead < n_rows) prefetch(rows[r + kRowsAhead], row_bytes);
     }
 };
 
