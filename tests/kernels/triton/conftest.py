@@ -25,8 +25,10 @@ def triton_kernels(request: pytest.FixtureRequest) -> TritonKernels:
         pytest.skip("needs a CUDA device")
     if request.param == "cpu" and HAS_GPU:
         pytest.skip("this process compiles for the GPU; CUDA_VISIBLE_DEVICES= runs the interpreter")
+    # Tensors say "cuda:0" where a device may be "cuda".
+    device = torch.empty(0, device=request.param).device
     poison = Poison(request.param)
-    return TritonKernels(torch.device(request.param), poison, poison)
+    return TritonKernels(device, poison, poison)
 
 
 @pytest.fixture(scope="session")
