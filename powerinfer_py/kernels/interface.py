@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -254,6 +255,21 @@ class Kernels(ABC):
         `feed_forward_block`, with the mask as what was predicted. Bit-equal to `composition.run_part` over these
         kernels but for SiLU.
         """
+
+    def add_feed_forward_part(
+        self,
+        block: FeedForwardBlock,
+        h: Tensor,
+        mask: Tensor | None,
+        residual: Tensor,
+        out: Tensor,
+        *,
+        observe: bool = False,
+        counts: Tensor | None = None,
+    ) -> FeedForwardResult:
+        """out = residual + `feed_forward_part`; residual, out: (T, n_embd). The result's y is `out`."""
+        result = self.feed_forward_part(block, h, mask, observe=observe, counts=counts)
+        return replace(result, y=out.copy_(residual).add_(result.y))
 
     def pack_mask(self, mask: Tensor, begin: int) -> Tensor:
         """Columns `begin` and on of mask (T, n; bool) as bits: uint8 (T, ceil((n - begin) / 8)).

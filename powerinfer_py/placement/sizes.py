@@ -22,7 +22,7 @@ BAND_BYTES = 16 << 20
 # Up to so many tokens products go row by row, and attention is split over positions.
 DECODE_TOKENS = 4
 SPLIT_ATTENTION_TOKENS = 16
-_PARTIAL_NEURONS = 64
+_PARTIAL_NEURONS, _MOST_PARTIALS = 32, 64
 _PARTIAL_POSITIONS = 128
 _ROW_GROUP = 16
 _INT32_BYTES = 4
@@ -153,15 +153,14 @@ def _forward_bytes(sizes: ModelSizes, n_tokens: int) -> int:
 
 
 def _kernel_bytes(sizes: ModelSizes, n_tokens: int) -> int:
-    """What device kernels keep while they run. Few tokens: partial sums of the down projection (a row and a count for
-    every 64 neurons), counters for pairs of neurons. More: the input of each product as two float16 halves and a scale
+    """What device kernels keep while they run. Few tokens: partial sums of the down projection (a row for every 32
+    neurons, at most 64). More: the input of each product as two float16 halves and a scale
     a token, and the neurons that any token needs. Attention of few tokens keeps a part for every 128 positions.
     """
     config, f32 = sizes.config, FLOAT32_BYTES
     if n_tokens <= DECODE_TOKENS:
-        n_partial = n_tokens * -(-config.n_ff // _PARTIAL_NEURONS)
-        n_bytes = aligned(n_partial * config.n_embd * f32) + aligned(n_partial * _INT32_BYTES)
-        n_bytes += aligned(n_tokens * -(-config.n_ff // 2) * 3 * _INT32_BYTES)
+        n_partial = n_tokens * min(_MOST_PARTIALS, -(-config.n_ff // _PARTIAL_NEURONS))
+        n_bytes = aligned(n_partial * config.n_embd * f32)
     else:
         inputs = [*[config.n_embd] * 4, config.n_head * config.head_dim_v, _padded(config.n_ff)]
         inputs += [config.n_embd, sizes.predictor_rank] if sizes.predictor_rank else []

@@ -15,9 +15,9 @@ from powerinfer_py.config import Activation
 from powerinfer_py.kernels.blocks import FeedForwardBlock, FeedForwardWeights
 from powerinfer_py.kernels.triton import launch, lists
 from powerinfer_py.kernels.triton.device_rows import Allocate
-from powerinfer_py.kernels.triton.down_rows import CHUNK, down_rows, n_chunks
+from powerinfer_py.kernels.triton.down_rows import down_rows
 from powerinfer_py.kernels.triton.down_tiles import down_config, down_tiles
-from powerinfer_py.kernels.triton.hidden_rows import Neurons, hidden_rows, row_config_of
+from powerinfer_py.kernels.triton.hidden_rows import Neurons, hidden_rows
 from powerinfer_py.kernels.triton.hidden_tiles import hidden_tiles, tile_config_of
 from powerinfer_py.kernels.triton.matrix_product import product
 from powerinfer_py.kernels.triton.matrix_vector import linear
@@ -120,27 +120,23 @@ def _few_tokens(call: _Call) -> None:
     if call.skipping is not None:
         chosen = allocate((n_tokens, n), torch.int32), allocate((n_tokens,), torch.int32)
         lists.list_active(call.skipping, *chosen)
-    config = row_config_of(call.neurons, call.x.device)
-    counted = allocate((n_tokens, launch.cdiv(n, config.rows), 3), torch.int32)
     hidden = allocate((n_tokens, n), torch.float32)
     hidden_rows(
         call.neurons,
         call.x,
         hidden,
-        counted,
+        call.counts,
         lists=chosen,
         mask=call.mask if call.dense else None,
         all_up=call.dense,
         fired=call.fired,
     )
-    downs = None
     if weights.down_is_transposed:
-        downs = allocate((n_tokens, n_chunks(n)), torch.int32)
         down_rows(
             weights.down.handle,
             hidden,
             call.y,
-            downs,
+            call.counts,
             allocate,
             lists=chosen,
             all_rows=call.dense,
@@ -149,7 +145,7 @@ def _few_tokens(call: _Call) -> None:
         )
     else:
         linear(weights.down.handle, hidden, call.y, bias=weights.down_bias, residual=call.residual)
-    call.tally(counted, downs, chosen, program_rows=config.rows, chunk_rows=CHUNK)
+        call.counts[2].add_(n_tokens * n)
 
 
 def _many_tokens(call: _Call) -> None:

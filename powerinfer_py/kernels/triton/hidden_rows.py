@@ -20,6 +20,9 @@ from powerinfer_py.kernels.triton import launch
 from powerinfer_py.kernels.triton.device_rows import DeviceRows
 from powerinfer_py.kernels.triton.weight_rows import row_products
 
+# A program for every group of neurons of a layer would mostly find its list at an end.
+MOST_PROGRAMS = 1024
+
 
 @triton.jit
 def first_fired(first, wanted, threshold, ACTIVATION: tl.constexpr):
@@ -46,6 +49,17 @@ def activated(first, fired, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def add_counts(counts, n_first, n_up, n_fired, GATED: tl.constexpr):
+    """Adds a program's products and fired neurons to the layer's. Sums of integers are the same in any order."""
+    if GATED:
+        tl.atomic_add(counts, n_first.to(tl.int64), sem="relaxed")
+        tl.atomic_add(counts + 1, n_up.to(tl.int64), sem="relaxed")
+    else:
+        tl.atomic_add(counts + 1, n_first.to(tl.int64), sem="relaxed")
+    tl.atomic_add(counts + 3, n_fired.to(tl.int64), sem="relaxed")
+
+
+@triton.jit
 def count_program(counted, program, n_first, n_up, n_fired):
     """A program's own numbers of first and up products and of fired neurons, side by side."""
     tl.store(counted + program * 3, n_first)
@@ -53,7 +67,7 @@ def count_program(counted, program, n_first, n_up, n_fired):
     tl.store(counted + program * 3 + 2, n_fired)
 
 
-@triton.jit(do_not_specialize=["mask", "n", "mask_stride", "n_programs"])
+@triton.jit(do_not_specialize=["mask", "n", "mask_stride"])
 def hidden_kernel(
     x,
     gate_values,
@@ -63,14 +77,13 @@ def hidden_kernel(
     up_scales,
     up_bias,
     ids,
-    counts,
+    list_counts,
     mask,
     hidden,
     fired_out,
-    counted,
+    counts,
     n,
     mask_stride,
-    n_programs,
     threshold,
     N: tl.constexpr,
     ROWS: tl.constexpr,
@@ -86,55 +99,52 @@ def hidden_kernel(
     ALL_UP: tl.constexpr,
     OBSERVED: tl.constexpr,
 ):
-    """hidden[t, i] for ROWS entries i of a token's list, or without LISTED for neurons i themselves."""
+    """hidden[t, i] for entries i of a token's list, or without LISTED for neurons i themselves: ROWS of them, and those
+    that lie a grid further on."""
     token = tl.program_id(0).to(tl.int64)
-    program = tl.program_id(1)
-    entry = program * ROWS + tl.arange(0, ROWS)
-    if LISTED:
-        count = tl.load(counts + token)
-        if program * ROWS >= count:
-            return
-        keep = entry < count
-        rows = tl.load(ids + token * n + entry, mask=keep, other=0).to(tl.int64)
-    else:
-        keep = entry < n
-        rows = entry.to(tl.int64)
-    wanted = keep
-    if MASKED:
-        wanted = keep & (tl.load(mask + token * mask_stride + rows, mask=keep, other=0) != 0)
+    end = tl.load(list_counts + token) if LISTED else n
+    start = tl.program_id(1) * ROWS
     x += token * N
-    up_rows = 0
-    if GATE == "none":
-        first = row_products(up_values, up_scales, rows, keep, x, N, ROWS, STEP, STAGES, UP)
-        if HAS_UP_BIAS:
-            first += tl.load(up_bias + rows, mask=keep, other=0.0)
-        fired = first_fired(first, wanted, threshold, ACTIVATION)
-        value = activated(first, fired, ACTIVATION)
-    else:
-        first = row_products(gate_values, gate_scales, rows, keep, x, N, ROWS, STEP, STAGES, GATE)
-        if HAS_GATE_BIAS:
-            first += tl.load(gate_bias + rows, mask=keep, other=0.0)
-        fired = first_fired(first, wanted, threshold, ACTIVATION)
-        reads = keep if ALL_UP else fired
-        up_rows = tl.sum(reads.to(tl.int32), axis=0)
-        up = tl.zeros((ROWS,), tl.float32)
-        if up_rows > 0:
-            up = row_products(up_values, up_scales, rows, reads, x, N, ROWS, STEP, STAGES, UP)
-        if HAS_UP_BIAS:
-            up += tl.load(up_bias + rows, mask=reads, other=0.0)
-        if ACTIVATION == "drelu":
-            fired = fired & ((up <= 0.0) == 0)
-        value = tl.where(fired, activated(first, fired, ACTIVATION) * up, 0.0)
-    tl.store(hidden + token * n + entry, value, mask=keep)
-    if OBSERVED:
-        tl.store(fired_out + token * n + rows, fired.to(tl.uint8), mask=keep)
-    count_program(
-        counted,
-        token * n_programs + program,
-        tl.sum(keep.to(tl.int32), axis=0),
-        up_rows,
-        tl.sum(fired.to(tl.int32), axis=0),
-    )
+    n_first = start * 0
+    n_up = start * 0
+    n_fired = start * 0
+    while start < end:
+        entry = start + tl.arange(0, ROWS)
+        keep = entry < end
+        rows = tl.load(ids + token * n + entry, mask=keep, other=0).to(tl.int64) if LISTED else entry.to(tl.int64)
+        wanted = keep
+        if MASKED:
+            wanted = keep & (tl.load(mask + token * mask_stride + rows, mask=keep, other=0) != 0)
+        if GATE == "none":
+            first = row_products(up_values, up_scales, rows, keep, x, n, N, ROWS, STEP, STAGES, UP)
+            if HAS_UP_BIAS:
+                first += tl.load(up_bias + rows, mask=keep, other=0.0)
+            fired = first_fired(first, wanted, threshold, ACTIVATION)
+            value = activated(first, fired, ACTIVATION)
+        else:
+            first = row_products(gate_values, gate_scales, rows, keep, x, n, N, ROWS, STEP, STAGES, GATE)
+            if HAS_GATE_BIAS:
+                first += tl.load(gate_bias + rows, mask=keep, other=0.0)
+            fired = first_fired(first, wanted, threshold, ACTIVATION)
+            reads = keep if ALL_UP else fired
+            up_rows = tl.sum(reads.to(tl.int32), axis=0)
+            n_up += up_rows
+            up = tl.zeros((ROWS,), tl.float32)
+            if up_rows > 0:
+                up = row_products(up_values, up_scales, rows, reads, x, n, N, ROWS, STEP, STAGES, UP)
+            if HAS_UP_BIAS:
+                up += tl.load(up_bias + rows, mask=reads, other=0.0)
+            if ACTIVATION == "drelu":
+                fired = fired & ((up <= 0.0) == 0)
+            value = tl.where(fired, activated(first, fired, ACTIVATION) * up, 0.0)
+        tl.store(hidden + token * n + entry, value, mask=keep)
+        if OBSERVED:
+            tl.store(fired_out + token * n + rows, fired.to(tl.uint8), mask=keep)
+        n_first += tl.sum(keep.to(tl.int32), axis=0)
+        n_fired += tl.sum(fired.to(tl.int32), axis=0)
+        start += tl.num_programs(1) * ROWS
+    if n_first > 0:
+        add_counts(counts, n_first, n_up, n_fired, GATE != "none")
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +160,7 @@ class Neurons:
 
 
 def row_config_of(neurons: Neurons, device: torch.device) -> launch.RowConfig:
-    """How `hidden_rows` runs; `rows` neurons are a program's, which numbers are counted for."""
+    """How `hidden_rows` runs."""
     storages = [m.storage for m in (neurons.gate, neurons.up) if m is not None]
     # Matrices of two storages share the shorter step.
     configs = [launch.row_config("hidden", s, neurons.up.rows, neurons.up.cols, device) for s in storages]
@@ -161,7 +171,7 @@ def hidden_rows(
     neurons: Neurons,
     x: Tensor,
     hidden: Tensor,
-    counted: Tensor,
+    counts: Tensor,
     *,
     lists: tuple[Tensor, Tensor] | None,
     mask: Tensor | None,
@@ -172,23 +182,22 @@ def hidden_rows(
 
     x: (T, n_embd). lists: ids int32 (T, n) and counts int32 (T), or None for every neuron. mask: bool (T, n) of neurons
     that may fire, None for those of the list. all_up: read up rows whether or not the gate fired.
-    counted: int32 (T, programs, 3), first and up products and fired neurons of each program that had neurons.
+    counts: int64 (4), to which first and up products and fired neurons are added.
     fired: bool (T, n), written at listed neurons alone.
     """
     n_tokens, n = x.shape[0], neurons.up.rows
     device = x.device
     config = row_config_of(neurons, device)
-    n_programs = launch.cdiv(n, config.rows)
     launch.require(x, "x", torch.float32, (n_tokens, neurons.up.cols), device)
     launch.require(hidden, "hidden", torch.float32, (n_tokens, n), device)
-    launch.require(counted, "counted", torch.int32, (n_tokens, n_programs, 3), device)
+    launch.require(counts, "counts", torch.int64, (4,), device)
     launch.require_bias(neurons.gate_bias, n, device)
     launch.require_bias(neurons.up_bias, n, device)
     gate = neurons.gate
-    ids, counts = (counted, counted) if lists is None else lists
+    ids, list_counts = (counts, counts) if lists is None else lists
     launch.run(
         hidden_kernel,
-        (n_tokens, n_programs),
+        (n_tokens, min(launch.cdiv(n, config.rows), MOST_PROGRAMS)),
         warps=config.warps,
         stages=config.stages,
         x=x,
@@ -199,14 +208,13 @@ def hidden_rows(
         up_scales=neurons.up.scales_or_values,
         up_bias=x if neurons.up_bias is None else neurons.up_bias,
         ids=ids,
-        counts=counts,
+        list_counts=list_counts,
         mask=hidden if mask is None else mask.view(torch.uint8),
         hidden=hidden,
         fired_out=hidden if fired is None else fired.view(torch.uint8),
-        counted=counted,
+        counts=counts,
         n=n,
         mask_stride=0 if mask is None else mask.stride(0),
-        n_programs=n_programs,
         threshold=float(neurons.fatrelu_threshold),
         N=neurons.up.cols,
         ROWS=config.rows,

@@ -7,12 +7,14 @@ caller asks for numbers instead of giving a tensor to count in. Ids, slots and p
 checked without waiting: a place outside the cache is not written and gives NaN; on CPU tensors (Triton's interpreter)
 they raise as elsewhere.
 
-Launches a layer, for one token, with a predictor and all neurons here: attention 6 with a fused projection of queries,
-keys and values, 8 with three (norm, projections, heads, chunks, their combination, output with the residual); FFN 8
-(two for the predictor, norm, list, hidden, down, its combination with the residual, tally); 14 or 16 in all.
+Launches a layer, for one token, with a predictor and all neurons here: attention 6 (norm, projections, heads, chunks,
+their combination, output with the residual), 8 where projections have several storages; FFN 7 (two for the predictor,
+norm, list, hidden, down, its combination with the residual); 13 in all.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,7 @@ from powerinfer_py.kernels.blocks import (
     FeedForwardBlock,
     FeedForwardResult,
     LayerCache,
+    Linear,
     Norm,
     Predictor,
 )
@@ -34,13 +37,13 @@ from powerinfer_py.kernels.triton import launch, lists
 from powerinfer_py.kernels.triton.attention_rows import MAX_TOKENS, attend_rows
 from powerinfer_py.kernels.triton.attention_tiles import attend_tiles
 from powerinfer_py.kernels.triton.device_rows import Allocate, DeviceRows, fill, placed, upload
-from powerinfer_py.kernels.triton.down_rows import down_rows, n_chunks
+from powerinfer_py.kernels.triton.down_rows import down_rows
 from powerinfer_py.kernels.triton.feed_forward import feed_forward
 from powerinfer_py.kernels.triton.halves import Halves
 from powerinfer_py.kernels.triton.heads import NewKeys, place_heads
 from powerinfer_py.kernels.triton.lookup import lookup
 from powerinfer_py.kernels.triton.matrix_product import product
-from powerinfer_py.kernels.triton.matrix_vector import linear
+from powerinfer_py.kernels.triton.matrix_vector import N_PROJECTIONS, linear, projections
 from powerinfer_py.kernels.triton.norms import norm
 
 _NO_DATA = np.zeros(0, np.uint8)
@@ -141,6 +144,16 @@ class TritonKernels(Kernels):
             )
         return y
 
+    def _projections(self, parts: Sequence[Linear], x: Tensor, halves: Halves | None) -> list[Tensor]:
+        """Several products with one input, of one or a few tokens in one launch."""
+        handles: list[DeviceRows] = [part.matrix.handle for part in parts]
+        alike = len({(handle.storage, handle.cols) for handle in handles}) == 1
+        if len(parts) != N_PROJECTIONS or not alike or x.shape[0] > launch.MAX_VECTOR_TOKENS:
+            return [self._linear(part.matrix, x, bias=part.bias, halves=halves) for part in parts]
+        results = [self._allocate((x.shape[0], handle.rows), torch.float32) for handle in handles]
+        projections(handles, x, results, [part.bias for part in parts])
+        return results
+
     def linear_masked(self, matrix: Matrix, x: Tensor, mask: Tensor, bias: Tensor | None = None) -> tuple[Tensor, int]:
         n_tokens = x.shape[0]
         lists.require_mask(mask, (n_tokens, matrix.rows), self.device)
@@ -155,13 +168,13 @@ class TritonKernels(Kernels):
         n_tokens = coefficients.shape[0]
         launch.require(coefficients, "coefficients", torch.float32, (n_tokens, matrix.rows), self.device)
         y = self._allocate((n_tokens, matrix.cols), torch.float32)
-        products = self._allocate((n_tokens, n_chunks(matrix.rows)), torch.int32)
+        counts = self._allocate((4,), torch.int64).zero_()
         chosen = None if all_rows else self._lists(coefficients)
         down_rows(
             matrix.handle,
             coefficients,
             y,
-            products,
+            counts,
             self._allocate,
             lists=chosen,
             gathered=True,
@@ -243,7 +256,7 @@ class TritonKernels(Kernels):
         h = self._normalise(block.norm, x)
         shares = n_tokens > launch.MAX_VECTOR_TOKENS and block.qkv[0].matrix.handle.storage != "f32"
         halves = Halves(h, self._allocate) if shares else None
-        parts = [self._linear(part.matrix, h, bias=part.bias, halves=halves) for part in block.qkv]
+        parts = self._projections(block.qkv, h, halves)
         if len(parts) == 1:
             n_q, n_k = block.n_head * block.head_dim, block.n_head_kv * block.head_dim
             parts = list(parts[0].tensor_split((n_q, n_q + n_k), dim=1))
@@ -285,6 +298,19 @@ class TritonKernels(Kernels):
     ) -> FeedForwardResult:
         return self._feed_forward(block, h, mask, None, observe, counts)
 
+    def add_feed_forward_part(
+        self,
+        block: FeedForwardBlock,
+        h: Tensor,
+        mask: Tensor | None,
+        residual: Tensor,
+        out: Tensor,
+        *,
+        observe: bool = False,
+        counts: Tensor | None = None,
+    ) -> FeedForwardResult:
+        return self._feed_forward(block, h, mask, residual, observe, counts, out)
+
     def _feed_forward(
         self,
         block: FeedForwardBlock,
@@ -293,9 +319,10 @@ class TritonKernels(Kernels):
         residual: Tensor | None,
         observe: bool,
         counts: Tensor | None,
+        out: Tensor | None = None,
     ) -> FeedForwardResult:
         n_tokens, n = h.shape[0], block.weights.up.rows
-        y = self._allocate((n_tokens, block.weights.up.cols), torch.float32)
+        y = self._allocate((n_tokens, block.weights.up.cols), torch.float32) if out is None else out
         fired = self._allocate((n_tokens, n), torch.bool).zero_() if observe else None
         total = self._allocate((4,), torch.int64).zero_() if counts is None else counts
         feed_forward(block, h, y, total, self._allocate, mask=mask, residual=residual, fired=fired)

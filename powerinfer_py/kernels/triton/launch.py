@@ -49,9 +49,10 @@ TENSOR_CORES = (8, 0)
 GROUP = 16
 # Fewer rows than this leave multiprocessors without a program at 4 rows each.
 _FEW_ROWS = 2048
-# Runs of at least 512 bytes, and no more than 8 float32 sums a thread: with 16 of them (512 columns of 4 rows) ptxas
-# spilled to local memory on 8.0 and 9.0.
-_ROW_STEPS = {"f32": 256, "f16": 256, "bf16": 256, "q8_0": 512, "q4_0": 1024}
+# Weights that a warp reads of a row at once, 16 bytes a lane; warps of a program lie side by side in a row, so that
+# each lane multiplies the activations it has with every row.
+_WARP_STEPS = {"f32": 128, "f16": 256, "bf16": 256, "q8_0": 512, "q4_0": 1024}
+_MOST_WARPS = 4
 
 # (rows, step, warps) of the kernels around tl.dot at up to 64 tokens: the largest that ptxas did not spill on 8.0, 8.9
 # and 9.0. "hidden" holds gate and up products, "down" two sums of half the columns for Q4_0. F32 weights, which no
@@ -64,11 +65,12 @@ def row_config(kernel: str, storage: str, rows: int, cols: int, device: torch.de
     recorded = _recorded(kernel, storage, rows, cols, device)
     if isinstance(recorded, RowConfig):
         return recorded
-    step = min(_ROW_STEPS[storage], max(32, next_power_of_2(cols)))
+    step = min(_MOST_WARPS * _WARP_STEPS[storage], max(32, next_power_of_2(cols)))
     if device.type == "cpu":
         # Triton's interpreter takes some 10 ms a program, whatever its size.
-        return RowConfig(rows=32, step=step, warps=4, stages=3)
-    return RowConfig(rows=4 if rows >= _FEW_ROWS else 2, step=step, warps=4, stages=3)
+        return RowConfig(rows=32, step=step, warps=4, stages=1)
+    warps = max(1, step // _WARP_STEPS[storage])
+    return RowConfig(rows=4 if rows >= _FEW_ROWS else 2, step=step, warps=warps, stages=1)
 
 
 def tile_config(kernel: str, storage: str, n_tokens: int, rows: int, cols: int, device: torch.device) -> TileConfig:

@@ -3,7 +3,8 @@
 
 A list is made in one launch without atomics and without waiting: a program counts everything before its own tile anew
 (a layer's mask is some 10 to 30 KB and lies in the L2 cache) and then writes its tile behind that. So the order is the
-neurons' order, whatever order programs run in.
+neurons' order, whatever order programs run in. What lies before is asked for at once, as far as registers go: tile by
+tile it took an H200 6.3 us for 11,008 neurons, a memory's latency for each tile.
 """
 
 from __future__ import annotations
@@ -17,25 +18,26 @@ from powerinfer_py.kernels.triton import launch
 
 # Mask elements of a tile: 128 threads x 8. For 11,008 neurons 11 programs a token, the last of which reads 11 KB.
 TILE = 1024
+# Elements before a tile that are counted at once: 128 bytes a thread.
+_BEFORE = 16384
 
 
 @triton.jit(do_not_specialize=["mask", "n", "stride"])
-def list_kernel(mask, ids, counts, n, stride, TILE: tl.constexpr):
+def list_kernel(mask, ids, counts, n, stride, TILE: tl.constexpr, BEFORE: tl.constexpr):
     """Writes the ids of one tile's set elements, and from the last tile how many there are in all."""
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     offsets = tl.arange(0, TILE)
-    before = tl.zeros((TILE,), tl.int32)
-    earlier = tile * 0
-    while earlier < tile:
-        # Every tile before this program's own is full.
-        value = tl.load(mask + token * stride + earlier * TILE + offsets)
-        before += (value != 0).to(tl.int32)
-        earlier += 1
     at = tile * TILE + offsets
     value = tl.load(mask + token * stride + at, mask=at < n, other=0)
     chosen = (value != 0).to(tl.int32)
-    first = tl.sum(before, axis=0)
+    first = tile * 0
+    start = tile * 0
+    while start < tile * TILE:
+        before = start + tl.arange(0, BEFORE)
+        found = tl.load(mask + token * stride + before, mask=before < tile * TILE, other=0)
+        first += tl.sum((found != 0).to(tl.int32), axis=0)
+        start += BEFORE
     place = first + tl.cumsum(chosen, axis=0) - chosen
     tl.store(ids + token * n + place, at, mask=chosen != 0)
     if (tile + 1) * TILE >= n:
@@ -95,6 +97,7 @@ def list_active(mask: Tensor, ids: Tensor, counts: Tensor) -> None:
         n=n,
         stride=mask.stride(0),
         TILE=TILE,
+        BEFORE=_BEFORE,
     )
 
 

@@ -7,6 +7,9 @@ product (bias, residual, ReLU, comparison with a threshold) is done on the sums 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -60,7 +63,7 @@ def linear_kernel(
     else:
         keep = at < n_rows
         rows = at.to(tl.int64)
-    total = row_products(values, scales, rows, keep, x + token * N, N, ROWS, STEP, STAGES, STORAGE)
+    total = row_products(values, scales, rows, keep, x + token * N, n_rows, N, ROWS, STEP, STAGES, STORAGE)
     if HAS_BIAS:
         total += tl.load(bias + rows, mask=keep, other=0.0)
     if HAS_RESIDUAL:
@@ -116,4 +119,120 @@ def linear(
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
         LISTED=lists is not None,
+    )
+
+
+@triton.jit
+def project(
+    x,
+    values,
+    scales,
+    bias,
+    y,
+    token,
+    first,
+    n_rows,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    STAGES: tl.constexpr,
+    STORAGE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    """y[token, first .. first + ROWS - 1]."""
+    at = first + tl.arange(0, ROWS)
+    keep = at < n_rows
+    rows = at.to(tl.int64)
+    total = row_products(values, scales, rows, keep, x, n_rows, N, ROWS, STEP, STAGES, STORAGE)
+    if HAS_BIAS:
+        total += tl.load(bias + rows, mask=keep, other=0.0)
+    tl.store(y + token * n_rows + rows, total, mask=keep)
+
+
+@triton.jit
+def projections_kernel(
+    x,
+    values_0,
+    values_1,
+    values_2,
+    scales_0,
+    scales_1,
+    scales_2,
+    bias_0,
+    bias_1,
+    bias_2,
+    y_0,
+    y_1,
+    y_2,
+    rows_0,
+    rows_1,
+    rows_2,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    STAGES: tl.constexpr,
+    STORAGE: tl.constexpr,
+    BIAS_0: tl.constexpr,
+    BIAS_1: tl.constexpr,
+    BIAS_2: tl.constexpr,
+):
+    """ROWS rows of one of three matrices, whose programs follow each other."""
+    token = tl.program_id(0).to(tl.int64)
+    x += token * N
+    first = tl.program_id(1) * ROWS
+    end_0 = tl.cdiv(rows_0, ROWS) * ROWS
+    end_1 = end_0 + tl.cdiv(rows_1, ROWS) * ROWS
+    # A call for each matrix: of pointers that are chosen at run time the compiler would not know how they are aligned.
+    if first < end_0:
+        project(x, values_0, scales_0, bias_0, y_0, token, first, rows_0, N, ROWS, STEP, STAGES, STORAGE, BIAS_0)
+    elif first < end_1:
+        project(
+            x, values_1, scales_1, bias_1, y_1, token, first - end_0, rows_1, N, ROWS, STEP, STAGES, STORAGE, BIAS_1
+        )
+    else:
+        project(
+            x, values_2, scales_2, bias_2, y_2, token, first - end_1, rows_2, N, ROWS, STEP, STAGES, STORAGE, BIAS_2
+        )
+
+
+# Queries, keys and values.
+N_PROJECTIONS = 3
+
+
+def projections(
+    matrices: Sequence[DeviceRows], x: Tensor, results: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> None:
+    """results[i][t] = matrices[i] x[t] + biases[i], of three matrices of one storage and as many columns.
+
+    One launch: apart, the matrix of one with few rows leaves most of a device idle, and each waits for the one before.
+    """
+    device, n_tokens = x.device, x.shape[0]
+    first = matrices[0]
+    launch.require(x, "x", torch.float32, (n_tokens, first.cols), device)
+    for matrix, y, bias in zip(matrices, results, biases, strict=True):
+        launch.require(y, "y", torch.float32, (n_tokens, matrix.rows), device)
+        launch.require_bias(bias, matrix.rows, device)
+    config = launch.row_config("linear", first.storage, sum(m.rows for m in matrices), first.cols, device)
+    arguments: dict[str, Any] = {}
+    for i, (matrix, y, bias) in enumerate(zip(matrices, results, biases, strict=True)):
+        arguments |= {
+            f"values_{i}": matrix.values,
+            f"scales_{i}": matrix.scales_or_values,
+            f"bias_{i}": x if bias is None else bias,
+            f"y_{i}": y,
+            f"rows_{i}": matrix.rows,
+            f"BIAS_{i}": bias is not None,
+        }
+    launch.run(
+        projections_kernel,
+        (n_tokens, sum(launch.cdiv(matrix.rows, config.rows) for matrix in matrices)),
+        warps=config.warps,
+        stages=config.stages,
+        x=x,
+        N=first.cols,
+        ROWS=config.rows,
+        STEP=config.step,
+        STAGES=config.stages,
+        STORAGE=first.storage,
+        **arguments,
     )

@@ -142,8 +142,8 @@ class DeviceStep:
         hot = None
         if n_hot:
             hot_mask = None if mask is None else mask[:, :n_hot]
-            hot = kernels.feed_forward_part(layer.hot, h, hot_mask, observe=observe, counts=self.buffers.counts(local))
-            torch.add(residual, hot.y, out=y)
+            counts = self.buffers.counts(local)
+            hot = kernels.add_feed_forward_part(layer.hot, h, hot_mask, residual, y, observe=observe, counts=counts)
         elif layer.hot.weights.down_bias is not None:
             torch.add(residual, layer.hot.weights.down_bias, out=y)
         else:

@@ -10,6 +10,7 @@ from helpers_kernels import ROUNDOFF, mask_of, matrix_of, same_bits, sum_bound, 
 from helpers_triton import DEVICE_IDS, DEVICE_TYPES, nmse, on_device, product_bound, weights_on_device
 
 from powerinfer_py.gguf.types import GGMLType
+from powerinfer_py.kernels.blocks import Linear
 from powerinfer_py.kernels.reference import ReferenceKernels
 from powerinfer_py.kernels.triton import down_rows, launch
 from powerinfer_py.kernels.triton.kernels import TritonKernels
@@ -121,19 +122,34 @@ def test_sums_of_all_rows_add_zeros_too(triton_kernels: TritonKernels) -> None:
     assert nmse(y, coefficients.double() @ torch.from_numpy(stored.values).double()) < 1e-12
 
 
-def test_sums_of_rows_do_not_depend_on_how_many_chunks_are_read_together(
-    triton_kernels: TritonKernels, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_sums_of_rows_with_more_chunks_than_parts(
+    triton_kernels: TritonKernels, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
     monkeypatch.setattr(down_rows, "CHUNK", 16)
+    monkeypatch.setattr(down_rows, "PARTS", parts)
     stored, coefficients = random_rows(GGMLType.F16, 150, 64), tokens(2, 150) * mask_of(2, 150, 0.6)
-    matrix, sums = matrix_of(triton_kernels, stored), []
-    for together in (1, 4, 8):
-        monkeypatch.setattr(down_rows, "TOGETHER", together)
-        y, _ = triton_kernels.accumulate_rows(matrix, on_device(triton_kernels, coefficients))
-        sums.append(y.cpu())
-    assert nmse(sums[0], coefficients.double() @ torch.from_numpy(stored.values).double()) < 1e-12
-    assert same_bits(sums[0], sums[1])
-    assert same_bits(sums[0], sums[2])
+    y, count = triton_kernels.accumulate_rows(
+        matrix_of(triton_kernels, stored), on_device(triton_kernels, coefficients)
+    )
+    assert nmse(y.cpu(), coefficients.double() @ torch.from_numpy(stored.values).double()) < 1e-12
+    assert count == int((coefficients != 0).sum())
+
+
+@pytest.mark.parametrize("ggml_type", [GGMLType.F32, GGMLType.F16, GGMLType.Q8_0, GGMLType.Q4_0])
+@pytest.mark.parametrize("n_tokens", [1, 3])
+def test_three_products_in_one_launch_are_those_of_three(
+    triton_kernels: TritonKernels, ggml_type: GGMLType, n_tokens: int
+) -> None:
+    """Bit for bit, of matrices with as many rows as programs do not share out evenly."""
+    x = on_device(triton_kernels, tokens(n_tokens, 96))
+    matrices = [matrix_of(triton_kernels, random_rows(ggml_type, rows, 96)) for rows in (70, 1, 33)]
+    biases = [None, on_device(triton_kernels, torch.randn(1)), None]
+    parts = [Linear(matrix, bias) for matrix, bias in zip(matrices, biases, strict=True)]
+    together = triton_kernels._projections(parts, x, None)
+    for part, y in zip(parts, together, strict=True):
+        assert torch.equal(y, triton_kernels.linear(part.matrix, x, part.bias))
+
 
 
 @every_type
