@@ -151,6 +151,24 @@ class CpuKernels:
     def rows(self, matrix: Matrix, ids: int, n: int, y: int, /) -> None:
         """ids (n; int64), y (n, cols)."""
 
+    def fill_device_rows(
+        self,
+        data: int,
+        n_stored: int,
+        row_bytes: int,
+        ids: int,
+        n: int,
+        n_blocks: int,
+        quant_bytes: int,
+        place: int,
+        /,
+    ) -> int:
+        """Rows `ids` (int64; null: all) of n_stored rows into `place`: the quants of all, and behind them their scales.
+
+        quant_bytes: of a block, behind its float16 scale; 0: rows are copied whole. Returns the bits of the largest
+        magnitude of a finite scale. Raises ValueError for sizes that do not fit, IndexError for ids.
+        """
+
     def rms_norm(self, x: int, weight: int, n_tokens: int, n: int, eps: float, y: int, /) -> None:
         """x, y (n_tokens, n), weight (n)."""
 

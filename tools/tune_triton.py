@@ -74,14 +74,19 @@ def configurations(case: Case) -> Iterator[dict[str, Any]]:
     yield {}
     if case.kernel in ("linear", "hidden"):
         lane = {Q4: 1024, F16: 256, Q8: 512}[case.type]
-        for rows, warps, spread, stages in itertools.product((1, 2, 4, 8), (1, 2, 4, 8), (1, 2), (1, 3)):
+        for rows, warps, spread, stages, programs in itertools.product(
+            (1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4), (1, 2, 3), (264, 528, 1056, 1 << 20)
+        ):
             step = lane * warps * spread
-            loops = -(-case.cols // step)
-            if step >= 2 * case.cols or (spread > 1 and case.type is Q4) or (stages > 1 and loops == 1):
+            one_tile = case.cols <= step
+            sound = step < 2 * case.cols and rows * step // (32 * warps) <= (256 if case.type is Q4 else 128)
+            if not sound or (case.type is Q4 and spread > 1) or (case.type is not Q4 and (rows == 1 or warps < 4)):
                 continue
-            if rows * step // (32 * warps) > 256 or (case.type is not Q4 and (rows == 1 or warps == 1)):
+            if (programs == 1 << 20 or case.kernel == "hidden") and stages > 1:
                 continue
-            yield {"rows": rows, "step": step, "warps": warps, "stages": stages}
+            if not one_tile and (stages > 1 or case.type is Q4):
+                continue
+            yield {"rows": rows, "step": step, "warps": warps, "stages": stages, "programs": programs}
     elif case.kernel == "down":
         for chunk, columns, warps, parts in itertools.product((16, 32, 64), (128, 256, 512), (4, 8), (64,)):
             if chunk * columns // (32 * warps) <= 256:

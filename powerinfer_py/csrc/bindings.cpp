@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "bindings.hpp"
+#include "device_rows.hpp"
 #include "file_faults.hpp"
 #include "quantise.hpp"
 
@@ -83,6 +84,22 @@ public:
         require_indices(job.ids, n, m.weights.rows, "row");
         const nb::gil_scoped_release unlocked;
         powerinfer::rows(job, executor_);
+    }
+
+    // data: n_stored rows of row_bytes. ids: addresses n numbers of rows, or is null for all of them.
+    uint16_t fill_device_rows(uintptr_t data, int64_t n_stored, int64_t row_bytes, uintptr_t ids, int64_t n,
+                              int64_t n_blocks, int64_t quant_bytes, uintptr_t place) {
+        require(n_stored >= 0 && n >= 0 && row_bytes > 0 && n_blocks >= 0, "a size is negative");
+        require(quant_bytes == 0 || ((quant_bytes == 16 || quant_bytes == 32) && row_bytes == n_blocks * (2 + quant_bytes)),
+                "rows must be copied whole, or be blocks of 16 or 32 bytes behind a scale");
+        require(ids || n == n_stored, "without ids all rows are wanted");
+        uint8_t* quants = pointer<uint8_t>(place, n, "place");
+        const DeviceRowsJob job{pointer<const uint8_t>(data, n_stored, "data"), row_bytes,
+                                reinterpret_cast<const int64_t*>(ids), n, n_blocks, quant_bytes, quants,
+                                quants + n * n_blocks * quant_bytes};
+        if (ids) require_indices(job.ids, n, n_stored, "row");
+        const nb::gil_scoped_release unlocked;
+        return powerinfer::fill_device_rows(job, executor_);
     }
 
     void rms_norm(uintptr_t x, uintptr_t weight, int64_t n_tokens, int64_t n, float eps, uintptr_t y) {
@@ -309,6 +326,7 @@ NB_MODULE(_native, m) {
         .def("linear", &CpuKernels::linear)
         .def("accumulate_rows", &CpuKernels::accumulate_rows)
         .def("rows", &CpuKernels::rows)
+        .def("fill_device_rows", &CpuKernels::fill_device_rows)
         .def("rms_norm", &CpuKernels::rms_norm)
         .def("layer_norm", &CpuKernels::layer_norm)
         .def("rope", &CpuKernels::rope)

@@ -1,14 +1,13 @@
 // The CPU's part of a split layer as the host functions of a stream start and await it: no Python, no CUDA.
 //
-// A stream calls submit(job), goes on with the device's kernels, and calls wait(job) before the sum is copied up. Neither
-// function throws, takes the GIL or calls CUDA; submit returns at once, wait sleeps. What failed is in the worker's error
-// flag, to be read after the step. Jobs, what they point to, and the worker outlive every call.
+// A stream calls submit(job), goes on with the device's kernels, and calls wait(job) before the sum is copied up; a stream
+// of its own calls run(job). No function throws, takes the GIL or calls CUDA; submit returns at once, wait spins for a
+// moment and then sleeps. What failed is in the worker's error flag, to be read after the step. Jobs, what they point to,
+// and the worker outlive every call.
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
-#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -46,16 +45,22 @@ public:
     void submit(ColdJob& job) noexcept;
     // Returns when the job submitted last is done; at once if there is none.
     void wait() noexcept;
+    // Computes a job on the calling thread, as if it had been submitted and waited for.
+    void run(ColdJob& job) noexcept;
     // Whether anything has failed since the last call.
     bool take_error() noexcept { return failed_.exchange(false); }
 
 private:
     void work() noexcept;
+    void compute(ColdJob& job) noexcept;
+    void finish() noexcept;
 
-    std::mutex mutex_;
-    std::condition_variable changed_;
-    ColdJob* job_ = nullptr;
-    bool stopping_ = false;
+    // In the place of a job: nobody's any more, and one that another thread computes.
+    static inline ColdJob kStop{}, kTaken{};
+
+    std::atomic<ColdJob*> job_{nullptr};
+    std::atomic<bool> stopping_{false};
+    std::atomic<bool> may_spin_{false};
     std::atomic<bool> failed_{false};
     std::thread thread_;
 };

@@ -1,40 +1,8 @@
 #include "thread_pool.hpp"
 
-#include <chrono>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "spin.hpp"
 
 namespace powerinfer {
-
-namespace {
-
-// Between two operations of a token the interpreter needs 5 to 20 us; waking a sleeper costs about as much again.
-// So a thread stays awake that long and no longer: between tokens it sleeps.
-constexpr auto kSpin = std::chrono::microseconds(50);
-
-void pause() {
-#if defined(__x86_64__)
-    _mm_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
-
-// Busy-waits until `done` or until the time is up; returns whether it is done.
-template <typename Condition>
-bool spin(const Condition& done) {
-    const auto end = std::chrono::steady_clock::now() + kSpin;
-    do {
-        for (int i = 0; i < 32; i++) {
-            if (done()) return true;
-            pause();
-        }
-    } while (std::chrono::steady_clock::now() < end);
-    return done();
-}
-
-}  // namespace
 
 // With more threads than cores a spinning thread would hold the core that the working one needs.
 ThreadPool::ThreadPool(int n_threads)

@@ -116,6 +116,30 @@ class NativeKernels(Kernels):
             return rows * row_bytes(_PACKED_FORMS.get(ggml_type, ggml_type), cols)
         return rows * row_bytes(ggml_type, cols) if copy else 0
 
+    def fill_blocks(
+        self,
+        data: npt.NDArray[np.uint8],
+        ids: npt.NDArray[np.int64] | None,
+        quant_bytes: int,
+        place: npt.NDArray[np.uint8],
+    ) -> float:
+        n_stored, row_bytes = data.shape
+        n = n_stored if ids is None else ids.size
+        if not (data.flags.c_contiguous and place.flags.c_contiguous) or place.size != n * row_bytes:
+            raise ValueError(f"{n} rows of {row_bytes} bytes do not go into {place.size}, or have gaps")
+        numbers = None if ids is None else np.ascontiguousarray(ids, np.int64)
+        bits = self._native.fill_device_rows(
+            data.ctypes.data,
+            n_stored,
+            row_bytes,
+            0 if numbers is None else numbers.ctypes.data,
+            n,
+            row_bytes // (2 + quant_bytes) if quant_bytes else 0,
+            quant_bytes,
+            place.ctypes.data,
+        )
+        return float(np.uint16(bits).view(np.float16))
+
     def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None) -> Tensor:
         n_tokens = token_count(x, matrix.cols)
         y = torch.empty(n_tokens, matrix.rows)

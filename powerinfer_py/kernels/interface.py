@@ -28,6 +28,7 @@ from powerinfer_py.kernels.blocks import (
 )
 from powerinfer_py.kernels.mask_bits import pack_columns
 from powerinfer_py.kernels.matrix import Matrix, RopeTable
+from powerinfer_py.kernels.parted_blocks import part_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,18 +77,30 @@ class Kernels(ABC):
         data: npt.NDArray[np.uint8],
         ids: npt.NDArray[np.int64] | None,
         place: npt.NDArray[np.uint8],
+        host: Kernels,
     ) -> float:
         """Writes rows `ids` (None: all) of `data` (rows, row_bytes) into `place`, host memory of as many bytes, as
         these kernels hold them; what `filled_matrix` has to know of the values.
 
-        ggml_type: one of those that a device holds.
+        ggml_type: one of those that a device holds. host: kernels of the CPU, whose threads do it.
         """
-        target = place.reshape(len(data) if ids is None else ids.size, data.shape[1])
-        if ids is None:
-            target[...] = data
-        else:
-            np.take(data, ids, axis=0, out=target, mode="clip")
+        host.fill_blocks(data, ids, 0, place)
         return 1.0
+
+    def fill_blocks(
+        self,
+        data: npt.NDArray[np.uint8],
+        ids: npt.NDArray[np.int64] | None,
+        quant_bytes: int,
+        place: npt.NDArray[np.uint8],
+    ) -> float:
+        """Writes rows `ids` (None: all) of `data` (rows, row_bytes) into `place`, as many bytes: the quants of all
+        rows, and behind them their scales.
+
+        quant_bytes: 16 or 32 in each block, behind its float16 scale; 0: rows are copied whole. Returns the largest
+        magnitude of a finite scale, 0 where there are none.
+        """
+        return part_blocks(data, ids, quant_bytes, place)
 
     def filled_matrix(
         self,

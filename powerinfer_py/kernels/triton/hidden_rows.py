@@ -18,10 +18,7 @@ from torch import Tensor
 from powerinfer_py.config import Activation
 from powerinfer_py.kernels.triton import launch
 from powerinfer_py.kernels.triton.device_rows import DeviceRows
-from powerinfer_py.kernels.triton.weight_rows import row_products
-
-# A program for every group of neurons of a layer would mostly find its list at an end.
-MOST_PROGRAMS = 1024
+from powerinfer_py.kernels.triton.weight_rows import activations, row_products, tile_products
 
 
 @triton.jit
@@ -60,6 +57,22 @@ def add_counts(counts, n_first, n_up, n_fired, GATED: tl.constexpr):
 
 
 @triton.jit
+def neuron_products(
+    values, scales, rows, keep, x, n, x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset,
+    N: tl.constexpr, STEP: tl.constexpr, STORAGE: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """`row_products`, of `activations` that are there already where they are SHARED."""
+    if SHARED:
+        tile = tile_products(
+            values, scales, rows, keep, x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset, 0, n, N, STEP, STORAGE
+        )
+        total = tl.sum(tile, axis=1)
+    else:
+        total = row_products(values, scales, rows, keep, x, n, N, STEP, STORAGE)
+    return total
+
+
+@triton.jit
 def count_program(counted, program, n_first, n_up, n_fired):
     """A program's own numbers of first and up products and of fired neurons, side by side."""
     tl.store(counted + program * 3, n_first)
@@ -88,7 +101,6 @@ def hidden_kernel(
     N: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
-    STAGES: tl.constexpr,
     GATE: tl.constexpr,
     UP: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -105,6 +117,10 @@ def hidden_kernel(
     end = tl.load(list_counts + token) if LISTED else n
     start = tl.program_id(1) * ROWS
     x += token * N
+    # What one reading of the input serves: the first row and the other, of every group.
+    FIRST: tl.constexpr = UP if GATE == "none" else GATE
+    SHARED: tl.constexpr = (N <= STEP) & (FIRST == UP)
+    x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset = activations(x, 0, N, STEP, FIRST)
     n_first = start * 0
     n_up = start * 0
     n_fired = start * 0
@@ -116,13 +132,19 @@ def hidden_kernel(
         if MASKED:
             wanted = keep & (tl.load(mask + token * mask_stride + rows, mask=keep, other=0) != 0)
         if GATE == "none":
-            first = row_products(up_values, up_scales, rows, keep, x, n, N, ROWS, STEP, STAGES, UP)
+            first = neuron_products(
+                up_values, up_scales, rows, keep, x, n, x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset,
+                N, STEP, UP, N <= STEP,
+            )  # fmt: skip
             if HAS_UP_BIAS:
                 first += tl.load(up_bias + rows, mask=keep, other=0.0)
             fired = first_fired(first, wanted, threshold, ACTIVATION)
             value = activated(first, fired, ACTIVATION)
         else:
-            first = row_products(gate_values, gate_scales, rows, keep, x, n, N, ROWS, STEP, STAGES, GATE)
+            first = neuron_products(
+                gate_values, gate_scales, rows, keep, x, n, x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset,
+                N, STEP, GATE, N <= STEP,
+            )  # fmt: skip
             if HAS_GATE_BIAS:
                 first += tl.load(gate_bias + rows, mask=keep, other=0.0)
             fired = first_fired(first, wanted, threshold, ACTIVATION)
@@ -131,7 +153,10 @@ def hidden_kernel(
             n_up += up_rows
             up = tl.zeros((ROWS,), tl.float32)
             if up_rows > 0:
-                up = row_products(up_values, up_scales, rows, reads, x, n, N, ROWS, STEP, STAGES, UP)
+                up = neuron_products(
+                    up_values, up_scales, rows, reads, x, n, x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset,
+                    N, STEP, UP, SHARED,
+                )  # fmt: skip
             if HAS_UP_BIAS:
                 up += tl.load(up_bias + rows, mask=reads, other=0.0)
             if ACTIVATION == "drelu":
@@ -197,7 +222,7 @@ def hidden_rows(
     ids, list_counts = (counts, counts) if lists is None else lists
     launch.run(
         hidden_kernel,
-        (n_tokens, min(launch.cdiv(n, config.rows), MOST_PROGRAMS)),
+        (n_tokens, config.programs_for(n)),
         warps=config.warps,
         stages=config.stages,
         x=x,
@@ -219,7 +244,6 @@ def hidden_rows(
         N=neurons.up.cols,
         ROWS=config.rows,
         STEP=config.step,
-        STAGES=config.stages,
         GATE="none" if gate is None else gate.storage,
         UP=neurons.up.storage,
         ACTIVATION=str(neurons.activation),

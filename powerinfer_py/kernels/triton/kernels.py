@@ -98,13 +98,14 @@ class TritonKernels(Kernels):
     def fill_rows(
         self,
         ggml_type: GGMLType,
-        cols: int,
+        cols: int,  # noqa: ARG002
         data: npt.NDArray[np.uint8],
         ids: npt.NDArray[np.int64] | None,
         place: npt.NDArray[np.uint8],
+        host: Kernels,
     ) -> float:
         """As in the interface: quants and scales apart. Returns `DeviceRows.half_scale`."""
-        return fill(ggml_type, cols, data, ids, place)
+        return fill(ggml_type, data, ids, place, host)
 
     def filled_matrix(
         self, name: str, ggml_type: GGMLType, rows: int, cols: int, place: Tensor, known: float

@@ -18,12 +18,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RowConfig:
-    """A kernel that reads whole rows: `rows` a program, `step` weights of each at a time. step: multiple of 32."""
+    """A kernel that reads whole rows: `rows` a program at a time, `step` weights of each. step: multiple of 32.
+
+    programs: most of them a token; they share out what there are more rows.
+    """
 
     rows: int
     step: int
     warps: int
     stages: int
+    programs: int
+
+    def programs_for(self, n_rows: int) -> int:
+        """Programs of a token for so many rows."""
+        return max(1, min(cdiv(n_rows, self.rows), self.programs))
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ _FEW_ROWS = 2048
 # each lane multiplies the activations it has with every row.
 _WARP_STEPS = {"f32": 128, "f16": 256, "bf16": 256, "q8_0": 512, "q4_0": 1024}
 _MOST_WARPS = 4
+# Four on each of 132 multiprocessors.
+_PROGRAMS = 528
 
 # (rows, step, warps) of the kernels around tl.dot at up to 64 tokens: the largest that ptxas did not spill on 8.0, 8.9
 # and 9.0. "hidden" holds gate and up products, "down" two sums of half the columns for Q4_0. F32 weights, which no
@@ -68,9 +78,9 @@ def row_config(kernel: str, storage: str, rows: int, cols: int, device: torch.de
     step = min(_MOST_WARPS * _WARP_STEPS[storage], max(32, next_power_of_2(cols)))
     if device.type == "cpu":
         # Triton's interpreter takes some 10 ms a program, whatever its size.
-        return RowConfig(rows=32, step=step, warps=4, stages=1)
+        return RowConfig(rows=32, step=step, warps=4, stages=1, programs=_PROGRAMS)
     warps = max(1, step // _WARP_STEPS[storage])
-    return RowConfig(rows=4 if rows >= _FEW_ROWS else 2, step=step, warps=warps, stages=1)
+    return RowConfig(rows=4 if rows >= _FEW_ROWS else 2, step=step, warps=warps, stages=1, programs=_PROGRAMS)
 
 
 def tile_config(kernel: str, storage: str, n_tokens: int, rows: int, cols: int, device: torch.device) -> TileConfig:

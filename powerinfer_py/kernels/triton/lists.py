@@ -20,6 +20,9 @@ from powerinfer_py.kernels.triton import launch
 TILE = 1024
 # Elements before a tile that are counted at once: 128 bytes a thread.
 _BEFORE = 16384
+# Tokens and columns of a program of a union, read together. A token after the other, the 512 of a prompt chunk took an
+# H200 181 us, as long as a product.
+_UNION_TOKENS, _UNION_COLUMNS = 64, 64
 
 
 @triton.jit(do_not_specialize=["mask", "n", "stride"])
@@ -45,16 +48,18 @@ def list_kernel(mask, ids, counts, n, stride, TILE: tl.constexpr, BEFORE: tl.con
 
 
 @triton.jit(do_not_specialize=["mask", "n_tokens", "n", "stride"])
-def union_kernel(mask, union, n_tokens, n, stride, TILE: tl.constexpr):
+def union_kernel(mask, union, n_tokens, n, stride, TOKENS: tl.constexpr, TILE: tl.constexpr):
     """Which columns of the mask any token has set, as bytes."""
     at = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    found = tl.zeros((TILE,), tl.int32)
-    token = n_tokens * 0
-    while token < n_tokens:
-        value = tl.load(mask + token.to(tl.int64) * stride + at, mask=at < n, other=0)
-        found = found | (value != 0).to(tl.int32)
-        token += 1
-    tl.store(union + at, found.to(tl.uint8), mask=at < n)
+    found = tl.zeros((TOKENS, TILE), tl.int32)
+    first = n_tokens * 0
+    while first < n_tokens:
+        token = first + tl.arange(0, TOKENS)
+        place = token.to(tl.int64)[:, None] * stride + at[None, :]
+        inside = (token < n_tokens)[:, None] & (at < n)[None, :]
+        found = found | tl.load(mask + place, mask=inside, other=0).to(tl.int32)
+        first += TOKENS
+    tl.store(union + at, (tl.max(found, axis=0) != 0).to(tl.uint8), mask=at < n)
 
 
 @triton.jit(do_not_specialize=["mask", "n", "n_bytes", "stride"])
@@ -107,14 +112,15 @@ def list_active_of_any(mask: Tensor, union: Tensor, ids: Tensor, count: Tensor) 
     launch.require(union, "union", torch.uint8, (n,), mask.device)
     launch.run(
         union_kernel,
-        (launch.cdiv(n, TILE),),
+        (launch.cdiv(n, _UNION_COLUMNS),),
         warps=4,
         mask=_bytes_of(mask),
         union=union,
         n_tokens=n_tokens,
         n=n,
         stride=mask.stride(0),
-        TILE=TILE,
+        TOKENS=_UNION_TOKENS,
+        TILE=_UNION_COLUMNS,
     )
     list_active(union.view(torch.bool)[None, :], ids[None, :], count)
 

@@ -1,6 +1,8 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 """Products of a matrix with one or a few tokens: each program reads its rows once, a token's programs side by side.
 
+A program keeps a token's activations in registers, in the order of the weights' words, and goes through many groups of
+rows: made anew for every group they took an H200 more time than the rows of Q4_0.
 Moves the matrix's bytes once from DRAM, once more from the L2 cache for every token after the first. What follows a
 product (bias, residual, ReLU, comparison with a threshold) is done on the sums while they are in registers.
 """
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from powerinfer_py.kernels.triton import launch
 from powerinfer_py.kernels.triton.device_rows import DeviceRows
-from powerinfer_py.kernels.triton.weight_rows import row_products
+from powerinfer_py.kernels.triton.weight_rows import activations, row_products, tile_products
 
 
 @triton.jit
@@ -33,6 +35,62 @@ def finish(total, OUTPUT: tl.constexpr, threshold):
 
 
 @triton.jit
+def few_products(
+    x,
+    values,
+    scales,
+    bias,
+    residual,
+    y,
+    ids,
+    end,
+    token,
+    n_rows,
+    threshold,
+    x_0,
+    x_1,
+    x_2,
+    x_3,
+    x_4,
+    x_5,
+    x_6,
+    x_7,
+    offset,
+    TURNS: tl.constexpr,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    STAGES: tl.constexpr,
+    STORAGE: tl.constexpr,
+    OUTPUT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    LISTED: tl.constexpr,
+):
+    """y[t, r] for the groups of ROWS rows that are this program's: in each of TURNS turns one for every program.
+
+    x_0 .. offset: `activations` of the first STEP columns, which are all of them in most models.
+    """
+    for turn in tl.range(0, TURNS, num_stages=STAGES):
+        at = (turn * tl.num_programs(1) + tl.program_id(1)) * ROWS + tl.arange(0, ROWS)
+        keep = at < end
+        rows = tl.load(ids + token * n_rows + at, mask=keep, other=0).to(tl.int64) if LISTED else at.to(tl.int64)
+        if N <= STEP:
+            tile = tile_products(
+                values, scales, rows, keep, x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset, 0, n_rows,
+                N, STEP, STORAGE,
+            )  # fmt: skip
+            total = tl.sum(tile, axis=1)
+        else:
+            total = row_products(values, scales, rows, keep, x, n_rows, N, STEP, STORAGE)
+        if HAS_BIAS:
+            total += tl.load(bias + rows, mask=keep, other=0.0)
+        if HAS_RESIDUAL:
+            total = tl.load(residual + token * n_rows + rows, mask=keep, other=0.0) + total
+        tl.store(y + token * n_rows + rows, finish(total, OUTPUT, threshold), mask=keep)
+
+
+@triton.jit
 def linear_kernel(
     x,
     values,
@@ -44,6 +102,7 @@ def linear_kernel(
     counts,
     n_rows,
     threshold,
+    TURNS: tl.constexpr,
     N: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
@@ -54,21 +113,16 @@ def linear_kernel(
     HAS_RESIDUAL: tl.constexpr,
     LISTED: tl.constexpr,
 ):
-    """y[t, r] for ROWS rows of one token; LISTED: for rows of the token's list alone, at their own places."""
+    """y[t, r] for one token; LISTED: for rows of the token's list alone, at their own places."""
     token = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    if LISTED:
-        keep = at < tl.load(counts + token)
-        rows = tl.load(ids + token * n_rows + at, mask=keep, other=0).to(tl.int64)
-    else:
-        keep = at < n_rows
-        rows = at.to(tl.int64)
-    total = row_products(values, scales, rows, keep, x + token * N, n_rows, N, ROWS, STEP, STAGES, STORAGE)
-    if HAS_BIAS:
-        total += tl.load(bias + rows, mask=keep, other=0.0)
-    if HAS_RESIDUAL:
-        total = tl.load(residual + token * n_rows + rows, mask=keep, other=0.0) + total
-    tl.store(y + token * n_rows + rows, finish(total, OUTPUT, threshold), mask=keep)
+    x += token * N
+    end = tl.load(counts + token) if LISTED else n_rows
+    x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset = activations(x, 0, N, STEP, STORAGE)
+    few_products(
+        x, values, scales, bias, residual, y, ids, end, token, n_rows, threshold,
+        x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset,
+        TURNS, N, ROWS, STEP, STAGES, STORAGE, OUTPUT, HAS_BIAS, HAS_RESIDUAL, LISTED,
+    )  # fmt: skip
 
 
 def linear(
@@ -95,9 +149,10 @@ def linear(
         launch.require(residual, "residual", torch.float32, (n_tokens, matrix.rows), x.device)
     ids, counts = (y, y) if lists is None else lists
     config = launch.row_config("linear", matrix.storage, matrix.rows, matrix.cols, x.device)
+    programs = config.programs_for(matrix.rows)
     launch.run(
         linear_kernel,
-        (n_tokens, launch.cdiv(matrix.rows, config.rows)),
+        (n_tokens, programs),
         warps=config.warps,
         stages=config.stages,
         x=x,
@@ -110,6 +165,7 @@ def linear(
         counts=counts,
         n_rows=matrix.rows,
         threshold=float(threshold),
+        TURNS=launch.cdiv(matrix.rows, programs * config.rows),
         N=matrix.cols,
         ROWS=config.rows,
         STEP=config.step,
@@ -120,33 +176,6 @@ def linear(
         HAS_RESIDUAL=residual is not None,
         LISTED=lists is not None,
     )
-
-
-@triton.jit
-def project(
-    x,
-    values,
-    scales,
-    bias,
-    y,
-    token,
-    first,
-    n_rows,
-    N: tl.constexpr,
-    ROWS: tl.constexpr,
-    STEP: tl.constexpr,
-    STAGES: tl.constexpr,
-    STORAGE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-):
-    """y[token, first .. first + ROWS - 1]."""
-    at = first + tl.arange(0, ROWS)
-    keep = at < n_rows
-    rows = at.to(tl.int64)
-    total = row_products(values, scales, rows, keep, x, n_rows, N, ROWS, STEP, STAGES, STORAGE)
-    if HAS_BIAS:
-        total += tl.load(bias + rows, mask=keep, other=0.0)
-    tl.store(y + token * n_rows + rows, total, mask=keep)
 
 
 @triton.jit
@@ -167,6 +196,9 @@ def projections_kernel(
     rows_0,
     rows_1,
     rows_2,
+    TURNS_0: tl.constexpr,
+    TURNS_1: tl.constexpr,
+    TURNS_2: tl.constexpr,
     N: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
@@ -176,23 +208,26 @@ def projections_kernel(
     BIAS_1: tl.constexpr,
     BIAS_2: tl.constexpr,
 ):
-    """ROWS rows of one of three matrices, whose programs follow each other."""
+    """A program's rows of three matrices, one after the other."""
     token = tl.program_id(0).to(tl.int64)
     x += token * N
-    first = tl.program_id(1) * ROWS
-    end_0 = tl.cdiv(rows_0, ROWS) * ROWS
-    end_1 = end_0 + tl.cdiv(rows_1, ROWS) * ROWS
+    x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset = activations(x, 0, N, STEP, STORAGE)
     # A call for each matrix: of pointers that are chosen at run time the compiler would not know how they are aligned.
-    if first < end_0:
-        project(x, values_0, scales_0, bias_0, y_0, token, first, rows_0, N, ROWS, STEP, STAGES, STORAGE, BIAS_0)
-    elif first < end_1:
-        project(
-            x, values_1, scales_1, bias_1, y_1, token, first - end_0, rows_1, N, ROWS, STEP, STAGES, STORAGE, BIAS_1
-        )
-    else:
-        project(
-            x, values_2, scales_2, bias_2, y_2, token, first - end_1, rows_2, N, ROWS, STEP, STAGES, STORAGE, BIAS_2
-        )
+    few_products(
+        x, values_0, scales_0, bias_0, x, y_0, x, rows_0, token, rows_0, 0.0,
+        x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset,
+        TURNS_0, N, ROWS, STEP, STAGES, STORAGE, "sum", BIAS_0, False, False,
+    )  # fmt: skip
+    few_products(
+        x, values_1, scales_1, bias_1, x, y_1, x, rows_1, token, rows_1, 0.0,
+        x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset,
+        TURNS_1, N, ROWS, STEP, STAGES, STORAGE, "sum", BIAS_1, False, False,
+    )  # fmt: skip
+    few_products(
+        x, values_2, scales_2, bias_2, x, y_2, x, rows_2, token, rows_2, 0.0,
+        x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset,
+        TURNS_2, N, ROWS, STEP, STAGES, STORAGE, "sum", BIAS_2, False, False,
+    )  # fmt: skip
 
 
 # Queries, keys and values.
@@ -213,6 +248,7 @@ def projections(
         launch.require(y, "y", torch.float32, (n_tokens, matrix.rows), device)
         launch.require_bias(bias, matrix.rows, device)
     config = launch.row_config("linear", first.storage, sum(m.rows for m in matrices), first.cols, device)
+    programs = config.programs_for(max(matrix.rows for matrix in matrices))
     arguments: dict[str, Any] = {}
     for i, (matrix, y, bias) in enumerate(zip(matrices, results, biases, strict=True)):
         arguments |= {
@@ -221,11 +257,12 @@ def projections(
             f"bias_{i}": x if bias is None else bias,
             f"y_{i}": y,
             f"rows_{i}": matrix.rows,
+            f"TURNS_{i}": launch.cdiv(matrix.rows, programs * config.rows),
             f"BIAS_{i}": bias is not None,
         }
     launch.run(
         projections_kernel,
-        (n_tokens, sum(launch.cdiv(matrix.rows, config.rows) for matrix in matrices)),
+        (n_tokens, programs),
         warps=config.warps,
         stages=config.stages,
         x=x,

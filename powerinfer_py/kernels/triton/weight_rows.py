@@ -49,71 +49,100 @@ def row_products(
     x,
     n,
     N: tl.constexpr,
-    ROWS: tl.constexpr,
     STEP: tl.constexpr,
-    STAGES: tl.constexpr,
     STORAGE: tl.constexpr,
 ):
-    """Dot products of `rows` (ROWS; int64) with x (N; float32): float32 (ROWS). n: an int32 of 0 or more.
+    """Dot products of `rows` (int64) with x (N; float32): float32, one for each. n: an int32 of 0 or more.
 
     Rows outside `keep` are not read and their results mean nothing. Sums: one per column of a tile (q8_0, q4_0: per
     block, of 32 products, times its scale) over the tiles in order, then over the columns of the tile.
     """
+    x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset = activations(x, 0, N, STEP, STORAGE)
+    total = tile_products(
+        values, scales, rows, keep, x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset, 0, n, N, STEP, STORAGE
+    )
+    for start in range(STEP, N, STEP):
+        x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset = activations(x, start, N, STEP, STORAGE)
+        total += tile_products(
+            values, scales, rows, keep, x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset, start, n, N, STEP, STORAGE
+        )
+    return tl.sum(total, axis=1)
+
+
+@triton.jit
+def activations(x, start, N: tl.constexpr, STEP: tl.constexpr, STORAGE: tl.constexpr):
+    """Columns start .. start + STEP - 1 of x as `tile_products` takes them: eight tensors and what blocks subtract.
+
+    A program that goes through many rows makes them once; all eight are the same one where fewer are needed.
+    """
+    if STORAGE == "q4_0":
+        blocks = start // 32 + tl.arange(0, STEP // 32)
+        inside = blocks < N // 32
+        column = blocks[:, None] * 32 + tl.arange(0, 4)[None, :] * 4
+        x_0, x_2, x_4, x_6 = _activations_of_words(x, column, inside)
+        x_1, x_3, x_5, x_7 = _activations_of_words(x, column + 16, inside)
+        low = tl.sum((x_0 + x_2) + (x_4 + x_6), axis=1)
+        offset = low * 264.0 + tl.sum((x_1 + x_3) + (x_5 + x_7), axis=1) * 24.0
+        x_0, x_2, x_4, x_6 = x_0 * 16.0, x_2 * 16.0, x_4 * 16.0, x_6 * 16.0
+    elif STORAGE == "q8_0":
+        blocks = start // 32 + tl.arange(0, STEP // 32)
+        column = blocks[:, None] * 32 + tl.arange(0, 8)[None, :] * 4
+        x_0, x_1, x_2, x_3 = _activations_of_words(x, column, blocks < N // 32)
+        offset = tl.sum((x_0 + x_1) + (x_2 + x_3), axis=1) * 384.0
+        x_4, x_5, x_6, x_7 = x_0, x_1, x_2, x_3
+    else:
+        at = start + tl.arange(0, STEP)
+        x_0 = tl.load(x + at, mask=at < N, other=0.0)
+        x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset = x_0, x_0, x_0, x_0, x_0, x_0, x_0, x_0
+    return x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset
+
+
+@triton.jit
+def tile_products(
+    values,
+    scales,
+    rows,
+    keep,
+    x_0,
+    x_1,
+    x_2,
+    x_3,
+    x_4,
+    x_5,
+    x_6,
+    x_7,
+    offset,
+    start,
+    n,
+    N: tl.constexpr,
+    STEP: tl.constexpr,
+    STORAGE: tl.constexpr,
+):
+    """Sums that make up the products of `rows` with columns start .. start + STEP - 1: (ROWS, of each block or column).
+
+    x_0 .. offset: of `activations` for the same columns. n: an int32 of 0 or more. Rows outside `keep` are not read.
+    """
     # The bits of 1.0, as a number that no compiler knows: a logical operation of three operands takes one constant, and
     # with two there were two operations.
     one = 0x3F800000 | (n >> 31)
-    if STORAGE == "q4_0":
-        total = _nibble_products(values, scales, rows, keep, x, one, N, ROWS, STEP // 32, STAGES)
-    elif STORAGE == "q8_0":
-        total = _byte_products(values, scales, rows, keep, x, one, N, ROWS, STEP // 32, STAGES)
+    if STORAGE == "q4_0" or STORAGE == "q8_0":
+        WORDS: tl.constexpr = 4 if STORAGE == "q4_0" else 8
+        blocks = start // 32 + tl.arange(0, STEP // 32)
+        wanted = keep[:, None] & (blocks < N // 32)[None, :]  # (ROWS, blocks)
+        at_word = blocks[:, None] * WORDS + tl.arange(0, WORDS)[None, :]  # (blocks, WORDS)
+        first_word = values.to(tl.pointer_type(tl.int32), bitcast=True) + rows[:, None, None] * (N // 32 * WORDS)
+        words = tl.load(first_word + at_word[None, :, :], mask=wanted[:, :, None], other=0)
+        d = tl.load(scales + rows[:, None] * (N // 32) + blocks[None, :], mask=wanted, other=0.0)
+        if STORAGE == "q4_0":
+            products = _nibble_products(words, one, x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7) * 16.0
+        else:
+            products = _byte_products(words, one, x_0, x_1, x_2, x_3) * 256.0
+        total = (products - offset[None, :]) * d.to(tl.float32)
     else:
-        total = _float_products(values, rows, keep, x, N, ROWS, STEP, STAGES)
+        at = start + tl.arange(0, STEP)
+        w = tl.load(values + rows[:, None] * N + at[None, :], mask=keep[:, None] & (at < N)[None, :], other=0.0)
+        total = w.to(tl.float32) * x_0[None, :]
     return total
-
-
-@triton.jit
-def _float_products(
-    values, rows, keep, x, N: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr
-):
-    offsets = tl.arange(0, STEP)
-    total = tl.zeros((ROWS, STEP), tl.float32)
-    for start in tl.range(0, N, STEP, num_stages=STAGES):
-        at = start + offsets
-        inside = at < N
-        w = tl.load(values + rows[:, None] * N + at[None, :], mask=keep[:, None] & inside[None, :], other=0.0)
-        part = tl.load(x + at, mask=inside, other=0.0)
-        total += w.to(tl.float32) * part[None, :]
-    return tl.sum(total, axis=1)
-
-
-@triton.jit
-def _byte_products(
-    values, scales, rows, keep, x, one, N: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, STAGES: tl.constexpr
-):
-    """As `_nibble_products`, of bytes u = q + 128: the sum of q x is 256 times that of (1 + u / 256) x, less 384 times
-    that of x."""
-    blocks = tl.arange(0, BLOCKS)
-    place = tl.arange(0, 8)
-    words_of = values.to(tl.pointer_type(tl.int32), bitcast=True)
-    total = tl.zeros((ROWS, BLOCKS), tl.float32)
-    for start in tl.range(0, N // 32, BLOCKS, num_stages=STAGES):
-        at = start + blocks
-        inside = at < N // 32
-        wanted = keep[:, None] & inside[None, :]  # (ROWS, BLOCKS)
-        at_word = at[:, None] * 8 + place[None, :]  # (BLOCKS, 8)
-        words = tl.load(
-            words_of + rows[:, None, None] * (N // 4) + at_word[None, :, :], mask=wanted[:, :, None], other=0
-        )
-        words = words ^ -0x7F7F7F80
-        d = tl.load(scales + rows[:, None] * (N // 32) + at[None, :], mask=wanted, other=0.0)
-        x_0, x_1, x_2, x_3 = _activations_of_words(x, at_word * 4, inside)
-        sums = tl.sum((x_0 + x_1) + (x_2 + x_3), axis=1)  # (BLOCKS)
-        products = _fraction(words, one, 0x7F8000, 15, 0) * x_0[None, :, :]
-        products += _fraction(words, one, 0x7F8000, 7, 0) * x_1[None, :, :]
-        products += _fraction(words, one, 0x7F8000, 0, 1) * x_2[None, :, :]
-        products += _fraction(words, one, 0x7F8000, 0, 9) * x_3[None, :, :]
-        total += (tl.sum(products, axis=2) * 256.0 - sums[None, :] * 384.0) * d.to(tl.float32)
-    return tl.sum(total, axis=1)
 
 
 @triton.jit
@@ -133,46 +162,42 @@ def _activations_of_words(x, column, inside):
 
 
 @triton.jit
-def _fraction(words, one, MASK: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr):
-    """float32 1 + f for the bits that a shift brings to the upper end of the mantissa, exactly."""
-    moved = words << LEFT if LEFT > 0 else words >> RIGHT
-    return ((moved & MASK) | one).to(tl.float32, bitcast=True)
+def _fraction(words, one, MASK: tl.constexpr):
+    """float32 1 + f for bits of the mantissa, exactly."""
+    return ((words & MASK) | one).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _nibble_products(
-    values, scales, rows, keep, x, one, N: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, STAGES: tl.constexpr
-):
+def _nibble_products(words, one, x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7):
     """Word w of a block holds weights 4 w + b in the low and 16 + 4 w + b in the high nibble of byte b.
 
-    A shift, a logical operation and a multiplication with sum for each weight; made float32 numbers of their own first
-    they took more than twice as many. The sum of (q - 8) x over a block is 16 times that of (1 + q / 16) x, less 24
-    times that of x. What cancels is no larger than what stays, so that the sum has the precision of float32.
+    Half a shift, a logical operation and a multiplication with sum for each weight; made float32 numbers of their own
+    first they took more than twice as many. A shift brings a high nibble to the upper end of the mantissa and the low
+    one 4 bits below: 1 + q / 16 is multiplied with x, and 1 + q / 256 with 16 x. So 16 times their sum, less 256 + 8
+    times that of the low ones' x and 16 + 8 times that of the high ones', is the sum of (q - 8) x. What cancels is at
+    most some 16 times what stays.
     """
-    blocks = tl.arange(0, BLOCKS)
-    place = tl.arange(0, 4)
-    words_of = values.to(tl.pointer_type(tl.int32), bitcast=True)
-    total = tl.zeros((ROWS, BLOCKS), tl.float32)
-    for start in tl.range(0, N // 32, BLOCKS, num_stages=STAGES):
-        at = start + blocks
-        inside = at < N // 32
-        wanted = keep[:, None] & inside[None, :]  # (ROWS, BLOCKS)
-        at_word = at[:, None] * 4 + place[None, :]  # (BLOCKS, 4)
-        words = tl.load(
-            words_of + rows[:, None, None] * (N // 8) + at_word[None, :, :], mask=wanted[:, :, None], other=0
-        )
-        d = tl.load(scales + rows[:, None] * (N // 32) + at[None, :], mask=wanted, other=0.0)
-        column = at[:, None] * 32 + place[None, :] * 4
-        low_0, low_1, low_2, low_3 = _activations_of_words(x, column, inside)
-        high_0, high_1, high_2, high_3 = _activations_of_words(x, column + 16, inside)
-        sums = tl.sum(((low_0 + low_1) + (low_2 + low_3)) + ((high_0 + high_1) + (high_2 + high_3)), axis=1)
-        products = _fraction(words, one, 0x780000, 19, 0) * low_0[None, :, :]
-        products += _fraction(words, one, 0x780000, 15, 0) * high_0[None, :, :]
-        products += _fraction(words, one, 0x780000, 11, 0) * low_1[None, :, :]
-        products += _fraction(words, one, 0x780000, 7, 0) * high_1[None, :, :]
-        products += _fraction(words, one, 0x780000, 3, 0) * low_2[None, :, :]
-        products += _fraction(words, one, 0x780000, 0, 1) * high_2[None, :, :]
-        products += _fraction(words, one, 0x780000, 0, 5) * low_3[None, :, :]
-        products += _fraction(words, one, 0x780000, 0, 9) * high_3[None, :, :]
-        total += (tl.sum(products, axis=2) * 16.0 - sums[None, :] * 24.0) * d.to(tl.float32)
-    return tl.sum(total, axis=1)
+    shifted = words << 15
+    products = _fraction(shifted, one, 0x78000) * x_0[None, :, :] + _fraction(shifted, one, 0x780000) * x_1[None, :, :]
+    shifted = words << 7
+    products += _fraction(shifted, one, 0x78000) * x_2[None, :, :]
+    products += _fraction(shifted, one, 0x780000) * x_3[None, :, :]
+    shifted = words >> 1
+    products += _fraction(shifted, one, 0x78000) * x_4[None, :, :]
+    products += _fraction(shifted, one, 0x780000) * x_5[None, :, :]
+    shifted = words >> 9
+    products += _fraction(shifted, one, 0x78000) * x_6[None, :, :]
+    products += _fraction(shifted, one, 0x780000) * x_7[None, :, :]
+    return tl.sum(products, axis=2)
+
+
+@triton.jit
+def _byte_products(words, one, x_0, x_1, x_2, x_3):
+    """The same of bytes u = q + 128, which are q with its sign turned: 256 times the sum of (1 + u / 256) x, less
+    256 + 128 times that of x, is the sum of q x."""
+    words = words ^ -0x7F7F7F80
+    products = _fraction(words << 15, one, 0x7F8000) * x_0[None, :, :]
+    products += _fraction(words << 7, one, 0x7F8000) * x_1[None, :, :]
+    products += _fraction(words >> 1, one, 0x7F8000) * x_2[None, :, :]
+    products += _fraction(words >> 9, one, 0x7F8000) * x_3[None, :, :]
+    return tl.sum(products, axis=2)

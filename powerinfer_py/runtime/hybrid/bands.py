@@ -57,12 +57,13 @@ class BandSource:
     """A `WeightSource` of some neurons of a layer: it writes them into `band.here` and hands out what they will be in
     `band.there`.
 
-    ids: of the neurons, in the file's numbering, ascending.
+    kernels: of the device; host: of the CPU. ids: of the neurons, in the file's numbering, ascending.
     """
 
-    def __init__(self, file: FileWeights, kernels: Kernels, band: Band, ids: Ids) -> None:
+    def __init__(self, file: FileWeights, kernels: Kernels, host: Kernels, band: Band, ids: Ids) -> None:
         self._file = file
         self._kernels = kernels
+        self._host = host
         self._band = band
         self._ids = ids
         self._names: list[str] = []
@@ -131,7 +132,7 @@ class BandSource:
             data, ids = as_halves(dequantize(some.reshape(-1), ggml_type, len(some), cols), ggml_type), None
         rows = len(data) if ids is None else ids.size
         here, there = self._take(matrix_bytes(held, rows, cols))
-        known = self._kernels.fill_rows(held, cols, data, ids, here.numpy())
+        known = self._kernels.fill_rows(held, cols, data, ids, here.numpy(), self._host)
         return self._kernels.filled_matrix(name, held, rows, cols, there, known)
 
     def _take(self, n_bytes: int) -> tuple[Tensor, Tensor]:

@@ -68,6 +68,7 @@ class ColdStream:
     file: FileWeights
     device: Device
     kernels: Kernels
+    host_kernels: Kernels
     memory: DeviceMemory
     places: tuple[Band, Band]
     workspace: Workspace
@@ -137,7 +138,7 @@ class ColdStream:
         if place.uploaded is not None:
             place.uploaded.wait()
         ids = order.cold[begin : begin + self.band]
-        source = BandSource(self.file, self.kernels, place, ids)
+        source = BandSource(self.file, self.kernels, self.host_kernels, place, ids)
         assembly = Assembly(self.architecture, self.config, source, self.sparsity)
         block = source.prepare_feed_forward(assembly.feed_forward(index))
         if begin + ids.size == order.cold.size:

@@ -218,6 +218,7 @@ class HybridModel:
             file=self._device_file,
             device=device,
             kernels=self._kernels,
+            host_kernels=self._host_kernels,
             memory=self._memory,
             places=self._bands,
             workspace=self._buffers.workspace,

@@ -47,6 +47,6 @@ def _numpy_says_nothing_of_nan() -> Iterator[None]:
 @pytest.fixture
 def device_config(monkeypatch: pytest.MonkeyPatch) -> launch.RowConfig:
     """Programs as small as a GPU's: rows and columns that need several of everything."""
-    config = launch.RowConfig(rows=4, step=64, warps=4, stages=2)
+    config = launch.RowConfig(rows=4, step=64, warps=4, stages=2, programs=3)
     monkeypatch.setattr(launch, "row_config", lambda *_: config)
     return config

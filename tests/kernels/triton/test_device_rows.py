@@ -10,6 +10,7 @@ from torch import Tensor
 
 from powerinfer_py.errors import UnsupportedError
 from powerinfer_py.gguf.types import GGMLType, row_bytes
+from powerinfer_py.kernels import make_kernels
 from powerinfer_py.kernels.triton.device_rows import DeviceRows, fill, placed, upload
 
 SIZES: list[int] = []
@@ -49,15 +50,16 @@ def test_bytes_are_the_files(ggml_type: GGMLType, ids: list[int] | None) -> None
 
 @pytest.mark.parametrize("ggml_type", [GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.Q8_0, GGMLType.Q4_0])
 @pytest.mark.parametrize("ids", [None, [0, 3, 6], []], ids=["all", "some", "none"])
+@pytest.mark.parametrize("host", ["native", "torch"])
 def test_rows_filled_in_on_the_host_are_those_uploaded(
-    ggml_type: GGMLType, ids: list[int] | None, monkeypatch: pytest.MonkeyPatch
+    ggml_type: GGMLType, ids: list[int] | None, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("powerinfer_py.kernels.triton.device_rows._CACHED_BYTES", 100)
+    monkeypatch.setattr("powerinfer_py.kernels.parted_blocks._CACHED_BYTES", 100)
     stored = random_rows(ggml_type, 7, 96)
     chosen = None if ids is None else np.array(ids, np.int64)
     uploaded = upload(ggml_type, 7, 96, stored.data, allocate, chosen)
     place = torch.full((uploaded.rows * row_bytes(ggml_type, 96),), 255, dtype=torch.uint8)
-    half_scale = fill(ggml_type, 96, stored.data.reshape(7, -1), chosen, place.numpy())
+    half_scale = fill(ggml_type, stored.data.reshape(7, -1), chosen, place.numpy(), make_kernels(3, name=host))
     rows = placed(ggml_type, uploaded.rows, 96, place, half_scale)
     assert rows.values.data_ptr() == place.data_ptr()
     assert (file_bytes(rows) == file_bytes(uploaded)).all()
@@ -112,3 +114,21 @@ def test_wrong_calls_are_refused() -> None:
         upload(GGMLType.Q8_0, 5, 32, data, allocate)
     with pytest.raises(IndexError, match="4"):
         upload(GGMLType.Q8_0, 4, 32, data, allocate, np.array([0, 4]))
+
+
+def test_many_rows_are_filled_in_by_all_threads() -> None:
+    """More than one thread takes at once; what is not finite does not count as the largest scale."""
+    stored = random_rows(GGMLType.Q4_0, 3000, 96)
+    data = stored.data.reshape(3000, -1).copy()
+    data[5, :2] = np.array([np.inf], "<f2").view(np.uint8)
+    ids = np.arange(0, 3000, 2, dtype=np.int64)[::-1].copy()
+    places = [np.zeros(1500 * data.shape[1], np.uint8) for _ in range(3)]
+    found = [make_kernels(n).fill_blocks(data, ids, 16, place) for n, place in zip((1, 4), places, strict=False)]
+    found.append(make_kernels(1, name="torch").fill_blocks(data, ids, 16, places[2]))
+    assert (places[0] == places[2]).all()
+    assert (places[1] == places[2]).all()
+    assert found == [found[2]] * 3
+    with pytest.raises(IndexError, match="row 3000"):
+        make_kernels(1).fill_blocks(data, np.array([3000]), 16, np.zeros(data.shape[1], np.uint8))
+    with pytest.raises(ValueError, match="do not go into"):
+        make_kernels(1).fill_blocks(data, ids, 16, places[0][:-1])

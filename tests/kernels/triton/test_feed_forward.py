@@ -32,7 +32,7 @@ def largest_nmse(layer: Layer, n_tokens: int) -> float:
     if layer.ggml_type in (GGMLType.F32, GGMLType.F16, GGMLType.BF16):
         return 1e-12
     rounded = layer.ggml_type not in QUANTISED or n_tokens > launch.MAX_VECTOR_TOKENS
-    return 3e-5 if rounded else 1e-11
+    return 3e-5 if rounded else 1e-10
 
 
 def run(

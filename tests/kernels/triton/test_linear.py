@@ -151,7 +151,6 @@ def test_three_products_in_one_launch_are_those_of_three(
         assert torch.equal(y, triton_kernels.linear(part.matrix, x, part.bias))
 
 
-
 @every_type
 def test_rows_are_looked_up(triton_kernels: TritonKernels, ggml_type: GGMLType) -> None:
     stored, ids = random_rows(ggml_type, 9, 1280), torch.tensor([8, 0, 3, 3])
