@@ -87,15 +87,16 @@ class Monitor:
         _require(self._memory(self._handle, ctypes.addressof(memory)), "nvmlDeviceGetMemoryInfo")
         return Usage(int(memory.total), int(memory.free))
 
-    def process_bytes(self) -> int | None:
-        """What this process holds; None where NVML does not say, as in a container with process numbers of its own."""
+    def process_bytes(self, pid: int | None = None) -> int | None:
+        """What a process (None: this one) holds; None where NVML does not say, as in a container with process numbers
+        of its own."""
         count = ctypes.c_uint(_MOST_PROCESSES)
         processes = (_Process * _MOST_PROCESSES)()
         if self._processes(self._handle, ctypes.addressof(count), ctypes.addressof(processes)) != 0:
             return None
         for process in processes[: count.value]:
             # All bits set is "not available".
-            if process.pid == os.getpid() and process.used != 2**64 - 1:
+            if process.pid == (pid or os.getpid()) and process.used != 2**64 - 1:
                 return int(process.used)
         return None
 
