@@ -6,15 +6,13 @@ which that holds, so that only what differs between the layers measured and the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from powerinfer_py.placement.problem import Rates
 
 # Two amounts nearer to each other than this tell noise, and no rate.
 _LEAST_RATIO = 1.2
-# A cold part that takes so much longer than the hot one is what is waited for, whatever handing over costs.
-_DOMINATES = 1.5
 # Where the rows of a layer on the CPU seem to take more of its time than this, little is left to say of its block.
 _MOST_ROWS = 0.9
 
@@ -55,13 +53,9 @@ def rates_from(times: LayerTimes, source: str) -> Rates:
         gpu, layer_s = times.block_bytes / times.block_s, 0.0
     hot = [(sample.hot_bytes, sample.seconds - times.block_s) for sample in times.hot]
     rows_s, gpu_rows = _line(hot, gpu)
-    cold = []
-    for sample in times.split:
-        waited_s = sample.seconds - times.block_s
-        hot_s = rows_s + sample.hot_bytes / (gpu_rows or gpu) if sample.hot_bytes else 0.0
-        if waited_s > _DOMINATES * hot_s:
-            cold.append((sample.cold_bytes, waited_s))
-    synchronise_s, cpu_rows = _line(cold, None)
+    synchronise_s, cpu_rows = _hand_over(
+        times, lambda n_bytes: rows_s + n_bytes / (gpu_rows or gpu) if n_bytes else 0.0
+    )
     host = times.host
     rows_on_cpu_s = 0.0 if cpu_rows is None else host.cold_bytes / cpu_rows
     if rows_on_cpu_s < _MOST_ROWS * host.seconds:
@@ -79,6 +73,22 @@ def rates_from(times: LayerTimes, source: str) -> Rates:
         rows_s=rows_s,
         change_s=times.step_s / 2,
     )
+
+
+def _hand_over(times: LayerTimes, hot_s: Callable[[float], float]) -> tuple[float, float | None]:
+    """(seconds to hand over and back, bytes a second of cold rows). hot_s: of so many bytes of hot rows."""
+    points = [(sample.cold_bytes, sample.seconds - times.block_s) for sample in times.split]
+    synchronise_s, rate = _line(points, None)
+    if rate is None:
+        return synchronise_s, None
+    least = min(times.split, key=lambda sample: sample.cold_bytes)
+    beside_s = hot_s(least.hot_bytes)
+    if least.cold_bytes / rate >= beside_s:
+        return synchronise_s, rate
+    # There the CPU is waited for no longer than the device takes, and what is left is handing over.
+    synchronise_s = max(0.0, least.seconds - times.block_s - beside_s)
+    most, most_s = max(points)
+    return (synchronise_s, most / (most_s - synchronise_s)) if most_s > synchronise_s else (0.0, rate)
 
 
 def _line(points: Sequence[tuple[float, float]], fastest: float | None) -> tuple[float, float | None]:

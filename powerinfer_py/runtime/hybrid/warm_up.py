@@ -27,6 +27,7 @@ from powerinfer_py.placement.placement import LayerPlacement, Placement
 from powerinfer_py.placement.sizes import ModelSizes
 from powerinfer_py.runtime.host_weights import FileWeights
 from powerinfer_py.runtime.hybrid.device import Device, Held, PromptRates
+from powerinfer_py.runtime.hybrid.layer_kinds import layer_kinds
 from powerinfer_py.runtime.hybrid.model import Chooser, HybridModel, make_plan
 from powerinfer_py.runtime.kv_cache import KVCache
 
@@ -69,14 +70,8 @@ def warm_up(
 
 
 def _layers_of_each_kind(file: GGUFFile, n_layer: int) -> list[int]:
-    """Layers of which no two have tensors of the same types and shapes; of each kind the last, the last one last."""
-    kinds: dict[tuple[object, ...], int] = {}
-    for index in range(n_layer):
-        prefix = f"blk.{index}."
-        infos = [(name, info) for name, info in file.tensors.items() if name.startswith(prefix)]
-        kind = sorted((name.removeprefix(prefix), str(info.ggml_type), tuple(info.shape)) for name, info in infos)
-        kinds[tuple(kind)] = index
-    return sorted(kinds.values())
+    """Layers of which no two do the same work; of each kind the last, the last one last."""
+    return sorted({kind: index for index, kind in enumerate(layer_kinds(file, n_layer))}.values())
 
 
 def _run_all(
