@@ -56,6 +56,10 @@ def random_problem(
             synchronise_s=float(rng.uniform(0, 5e-7)),
             layer_s=float(rng.uniform(0, 1e-7)),
             source="random",
+            gpu_rows_bytes_per_s=float(rng.uniform(1, 40)) * 1e9,
+            cpu_rows_bytes_per_s=float(rng.uniform(0.5, 10)) * 1e9,
+            rows_s=float(rng.uniform(0, 1e-7)),
+            change_s=float(rng.uniform(0, 5e-7)),
         ),
         budget_bytes=int(rng.uniform(0, 1.1) * everything),
         head_bytes=head,
@@ -78,13 +82,13 @@ def seconds_of(problem: Problem, placement: Placement) -> float:
         if placed.block_on_gpu:
             waits = len(hot) < layer.fired.size
             total += rates.layer_s + block / rates.gpu_bytes_per_s
-            total += max(gpu / rates.gpu_bytes_per_s, cpu / rates.cpu_bytes_per_s if waits else 0.0)
+            total += max(rates.rows_s + gpu / rates.gpu_rows, cpu / rates.cpu_rows if waits else 0.0)
             total += rates.synchronise_s if waits else 0.0
         else:
-            total += (block + cpu) / rates.cpu_bytes_per_s
-        total += rates.synchronise_s if side != placed.block_on_gpu else 0.0
+            total += block / rates.cpu_bytes_per_s + cpu / rates.cpu_rows
+        total += rates.change if side != placed.block_on_gpu else 0.0
         side = placed.block_on_gpu
-    total += rates.synchronise_s * (int(side != placement.head_on_gpu) + int(placement.head_on_gpu))
+    total += rates.change * (int(side != placement.head_on_gpu) + int(placement.head_on_gpu))
     return total + problem.head_bytes / (rates.gpu_bytes_per_s if placement.head_on_gpu else rates.cpu_bytes_per_s)
 
 

@@ -75,7 +75,7 @@ class Choice:
         """Expected time of a token."""
         layers = enumerate(zip(self.blocks, self.counts, strict=True))
         seconds = sum(self.seconds(i, count) if block else self.problem.cpu_seconds(i) for i, (block, count) in layers)
-        changes = side_changes(self.blocks, self.head) * self.problem.rates.synchronise_s
+        changes = side_changes(self.blocks, self.head) * self.problem.rates.change
         return seconds + self.problem.head_seconds(self.head) + changes
 
     def shrink(self) -> None:
@@ -211,5 +211,5 @@ class Choice:
         else:
             saved = problem.cpu_seconds(which) - self.seconds(which, 0)
             n_bytes, blocks[which] = problem.block_bytes(which), True
-        saved -= problem.rates.synchronise_s * (side_changes(blocks, head) - before)
+        saved -= problem.rates.change * (side_changes(blocks, head) - before)
         return saved / max(n_bytes, 1), -which

@@ -2,13 +2,15 @@
 
 It decides nothing. The expected time of a token, in seconds:
 
-    a block on the GPU:   layer_s + block / gpu + max(hot / gpu, cold / cpu) + (synchronise_s where a neuron is cold)
-    a block on the CPU:   (block + all its neurons) / cpu
-    and:                  head / (gpu or cpu) + synchronise_s for each change of side from the embedding to the logits
+    a block on the GPU:   layer_s + block / gpu + max(rows_s + hot / gpu rows, cold / cpu rows)
+                          + (synchronise_s where a neuron is cold)
+    a block on the CPU:   block / cpu + all its neurons / cpu rows
+    and:                  head / (gpu or cpu) + change_s for each change of side from the embedding to the logits
 
 with every term in bytes read: a block's weights whole and its keys and values half filled; of a neuron what the mode
 reads of it. `dense` reads all rows, `exact` the gate and the others where it fires, `predictor` the gate where it is
-named and the others where it fires too.
+named and the others where it fires too. Rows of neurons lie apart, and other kernels read them than whole matrices, so
+that they have rates of their own.
 """
 
 from __future__ import annotations
@@ -39,8 +41,11 @@ GROUPS = 448
 
 @dataclass(frozen=True)
 class Rates:
-    """What a machine does. Bytes a second that each side reads; seconds to hand work to the CPU and back (or to change
-    sides), and to launch the kernels of a layer. source: where the figures come from, in words.
+    """What a machine does. Bytes a second that each side reads of whole matrices, and of rows (None: the same).
+
+    synchronise_s: to hand a layer's cold neurons to the CPU and back. layer_s: of a layer on the GPU whatever is read:
+    launches. rows_s: the same of the kernels of its hot neurons, 0 where `layer_s` has it. change_s: for a token to
+    change sides, None for `synchronise_s`. source: where the figures come from, in words.
     """
 
     gpu_bytes_per_s: float
@@ -48,6 +53,25 @@ class Rates:
     synchronise_s: float
     layer_s: float
     source: str
+    gpu_rows_bytes_per_s: float | None = None
+    cpu_rows_bytes_per_s: float | None = None
+    rows_s: float = 0.0
+    change_s: float | None = None
+
+    @property
+    def gpu_rows(self) -> float:
+        """Bytes of neurons' rows that the GPU reads a second."""
+        return self.gpu_bytes_per_s if self.gpu_rows_bytes_per_s is None else self.gpu_rows_bytes_per_s
+
+    @property
+    def cpu_rows(self) -> float:
+        """The same of the CPU."""
+        return self.cpu_bytes_per_s if self.cpu_rows_bytes_per_s is None else self.cpu_rows_bytes_per_s
+
+    @property
+    def change(self) -> float:
+        """Seconds of a change of side."""
+        return self.synchronise_s if self.change_s is None else self.change_s
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -111,8 +135,7 @@ class Problem:
 
     def block_read_bytes(self, layer: int) -> float:
         """Bytes of a layer's block that a token reads."""
-        sizes = self.layers[layer].sizes
-        return sizes.dense_bytes + sizes.predictor_bytes + KV_FILL * sizes.kv_bytes / self.n_slots
+        return block_read_bytes(self.layers[layer].sizes, self.n_slots)
 
     def block_bytes(self, layer: int) -> int:
         """Bytes of the budget that a layer's block takes."""
@@ -132,17 +155,23 @@ class Problem:
         """Time of a layer whose block is on the GPU, for each amount of hot work (bytes)."""
         rates, total = self.rates, self.total_work[layer]
         cold = np.maximum(total - hot_work, 0.0)
-        parts = np.maximum(hot_work / rates.gpu_bytes_per_s, np.where(all_hot, 0.0, cold / rates.cpu_bytes_per_s))
+        parts = np.maximum(rates.rows_s + hot_work / rates.gpu_rows, np.where(all_hot, 0.0, cold / rates.cpu_rows))
         fixed = rates.layer_s + self.block_read_bytes(layer) / rates.gpu_bytes_per_s
         return np.asarray(fixed + parts + np.where(all_hot, 0.0, rates.synchronise_s), np.float64)
 
     def cpu_seconds(self, layer: int) -> float:
         """Time of a layer that is wholly on the CPU."""
-        return (self.block_read_bytes(layer) + self.total_work[layer]) / self.rates.cpu_bytes_per_s
+        rates = self.rates
+        return self.block_read_bytes(layer) / rates.cpu_bytes_per_s + self.total_work[layer] / rates.cpu_rows
 
     def head_seconds(self, on_gpu: bool) -> float:
         """Time of the head."""
         return self.head_bytes / (self.rates.gpu_bytes_per_s if on_gpu else self.rates.cpu_bytes_per_s)
+
+
+def block_read_bytes(sizes: LayerSizes, n_slots: int) -> float:
+    """Bytes of a layer's block that a token reads, its sequence being one of so many."""
+    return sizes.dense_bytes + sizes.predictor_bytes + KV_FILL * sizes.kv_bytes / n_slots
 
 
 def side_changes(blocks: Sequence[bool], head_on_gpu: bool) -> int:
@@ -162,7 +191,7 @@ def expected_seconds(problem: Problem, placement: Placement) -> float:
         else:
             seconds += problem.cpu_seconds(layer)
     blocks = [placed.block_on_gpu for placed in placement.layers]
-    return seconds + problem.rates.synchronise_s * side_changes(blocks, placement.head_on_gpu)
+    return seconds + problem.rates.change * side_changes(blocks, placement.head_on_gpu)
 
 
 def placement_bytes(problem: Problem, placement: Placement) -> int:

@@ -152,7 +152,7 @@ class Program:
     @property
     def _constant_s(self) -> float:
         """Seconds that no column has: the head on the CPU, and where all blocks are given the way there and back."""
-        changes = 2 * self.problem.rates.synchronise_s if self.problem.blocks_given else 0.0
+        changes = 2 * self.problem.rates.change if self.problem.blocks_given else 0.0
         return self.problem.head_seconds(on_gpu=False) + changes
 
     def _seconds(self, columns: Sequence[Integers]) -> tuple[Floats, int]:
@@ -161,7 +161,7 @@ class Program:
         seconds = np.concatenate([option.seconds[at] for option, at in zip(self.options, columns, strict=True)])
         n_sides = 0 if problem.blocks_given else len(columns) + 2
         head_s = problem.head_seconds(on_gpu=True) - problem.head_seconds(on_gpu=False)
-        return np.concatenate([seconds, [head_s], np.full(n_sides, problem.rates.synchronise_s)]), n_sides
+        return np.concatenate([seconds, [head_s], np.full(n_sides, problem.rates.change)]), n_sides
 
     def _solve(
         self, columns: Sequence[Integers], cost: Floats, rows: _Rows, integral: bool, gap: float, limit_s: float

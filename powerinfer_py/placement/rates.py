@@ -1,7 +1,9 @@
-"""How fast this machine reads memory and changes sides: measured once, kept a machine, or given, or stated.
+"""How fast this machine runs a model's layers on either side: measured once, kept a machine, or given, or stated.
 
-Not a benchmark: at most two seconds, good to some per cent, for a solver that needs the ratio of the two sides.
-Invariant: figures that were not measured on the machine at hand say so in `Rates.source`.
+Not a benchmark: at most two seconds. With a model at hand it is its own layers that are timed (`LayerProbe`), and the
+figures are kept for every model of such layers; without one it is memory being read and copied, which tells the ratio
+of the two sides and no more. Invariant: figures that were not measured on the machine at hand, or not with the model's
+layers, say so in `Rates.source`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import numpy.typing as npt
 from powerinfer_py import env
 from powerinfer_py.errors import OptionError, PowerInferError
 from powerinfer_py.output_files import make_folder, write_bytes
+from powerinfer_py.placement.layer_times import LayerTimes, rates_from
 from powerinfer_py.placement.problem import Rates
 
 # Of a consumer GPU where there is none to measure: 360 GB/s is what the memory of an RTX 3060 (12 GB) is sold with, of
@@ -36,8 +39,9 @@ ASSUMED_LAYER_S = 20e-6
 ASSUMED_CONTEXT_BYTES = 400 << 20
 
 CACHE_NAME = "rates.json"
-# `Rates.source` where nothing was assumed but the time of launches.
+# `Rates.source` where nothing was assumed but the time of launches, and where nothing was.
 MEASURED = "measured"
+MEASURED_WITH_LAYERS = "measured with layers of this model"
 _CPU_PROBE_BYTES = 256 << 20
 _PROBE_S = 0.5
 _MAX_CACHE_BYTES = 1 << 20
@@ -50,21 +54,32 @@ def given_rates(
     cpu_gb_per_s: float | None = None,
     synchronise_us: float | None = None,
     layer_us: float | None = None,
+    gpu_rows_gb_per_s: float | None = None,
+    cpu_rows_gb_per_s: float | None = None,
+    rows_us: float | None = None,
+    change_us: float | None = None,
 ) -> Rates:
     """`base` with those figures replaced that are given, in 10^9 bytes a second and microseconds.
 
-    Raises OptionError for a rate that is not finite and above 0, and for a time that is not finite and 0 or more.
+    The first four stand for the others too: a bandwidth for that of rows, `synchronise_us` for a change of side,
+    `layer_us` for all kernels of a layer. Raises OptionError for a rate that is not finite and above 0, and for a time
+    that is not finite and 0 or more.
     """
-    figures = {"gpu_bytes_per_s": (gpu_gb_per_s, 1e9), "cpu_bytes_per_s": (cpu_gb_per_s, 1e9)}
-    figures |= {"synchronise_s": (synchronise_us, 1e-6), "layer_s": (layer_us, 1e-6)}
-    given = {name: value * unit for name, (value, unit) in figures.items() if value is not None}
+    whole = {"gpu_bytes_per_s": (gpu_gb_per_s, 1e9), "cpu_bytes_per_s": (cpu_gb_per_s, 1e9)}
+    whole |= {"synchronise_s": (synchronise_us, 1e-6), "layer_s": (layer_us, 1e-6)}
+    parts = {"gpu_rows_bytes_per_s": (gpu_rows_gb_per_s, 1e9), "cpu_rows_bytes_per_s": (cpu_rows_gb_per_s, 1e9)}
+    parts |= {"change_s": (change_us, 1e-6), "rows_s": (rows_us, 1e-6)}
+    given = {name: value * unit for name, (value, unit) in (whole | parts).items() if value is not None}
     for name, value in given.items():
         if not math.isfinite(value) or value < 0 or (value == 0 and name.endswith("per_s")):
             raise OptionError(f"a machine with {name} {value:g} cannot be")
     if not given:
         return base
-    source = "given" if len(given) == len(figures) else f"given in part; else {base.source}"
-    return replace(base, source=source, **given)
+    source = "given" if whole.keys() <= given.keys() else f"given in part; else {base.source}"
+    changed: dict[str, Any] = {
+        part: 0.0 if part == "rows_s" else None for name, part in zip(whole, parts, strict=True) if name in given
+    }
+    return replace(base, source=source, **{**changed, **given})
 
 
 def assumed_rates() -> Rates:
@@ -82,22 +97,65 @@ class GpuProbe:
     measure: Callable[[], tuple[float, float] | None]
 
 
-def machine_rates(n_threads: int, gpu: GpuProbe | None = None) -> Rates:
+@dataclass(frozen=True)
+class LayerProbe:
+    """How a model's layers are timed on both sides. kind: all that their times depend on besides GPU and CPU. measure:
+    the times, or why there are none.
+    """
+
+    kind: str
+    measure: Callable[[], LayerTimes | str]
+
+
+def machine_rates(n_threads: int, gpu: GpuProbe | None = None, layers: LayerProbe | None = None) -> Rates:
     """The rates of this machine with `n_threads` CPU threads: from the user's cache folder, else measured and put
     there. gpu: None where there is none, or none that can be used; its figures are then those of the assumed one, as
-    where it could not be measured, and `source` says so.
+    where it could not be measured, and `source` says so. layers: None where no model is at hand.
     """
-    key = f"{platform.machine()} {_cpu_name()} {n_threads} threads, {'no GPU' if gpu is None else gpu.name}"
-    path = env.cache_folder() / CACHE_NAME
-    cached = _read_cache(path)
-    if (rates := _rates_of(cached.get(key))) is not None:
-        return rates
+    machine = f"{platform.machine()} {_cpu_name()} {n_threads} threads, {'no GPU' if gpu is None else gpu.name}"
+    if gpu is None or layers is None:
+        return _without_layers(machine, n_threads, gpu)
+    key = f"{machine}, {layers.kind}"
+    if (kept := _kept(key)) is not None:
+        return kept
+    found = _with_layers(layers)
+    if isinstance(found, Rates):
+        _keep(key, found)
+        return found
+    rates = _without_layers(machine, n_threads, gpu)
+    return replace(rates, source=f"{rates.source}, but not with layers of this model: {found}")
+
+
+def _with_layers(layers: LayerProbe) -> Rates | str:
+    """What is measured now, or why nothing could be."""
+    try:
+        times = layers.measure()
+    except PowerInferError as error:
+        return str(error)
+    if isinstance(times, str):
+        return times
+    rates = rates_from(times, MEASURED_WITH_LAYERS)
+    return rates if _is_sound(rates) else "their times make no sense"
+
+
+def _without_layers(key: str, n_threads: int, gpu: GpuProbe | None) -> Rates:
+    if (kept := _kept(key)) is not None:
+        return kept
     rates = measure(n_threads, gpu)
     if gpu is None or rates.source == MEASURED:
-        with suppress(PowerInferError):  # a cache that cannot be written costs a probe each time, and nothing else
-            make_folder(path.parent)
-            write_bytes(path, json.dumps({**cached, key: rates.to_dict()}, indent=1).encode())
+        _keep(key, rates)
     return rates
+
+
+def _kept(key: str) -> Rates | None:
+    return _rates_of(_read_cache(env.cache_folder() / CACHE_NAME).get(key))
+
+
+def _keep(key: str, rates: Rates) -> None:
+    path = env.cache_folder() / CACHE_NAME
+    with suppress(PowerInferError):  # a cache that cannot be written costs a probe each time, and nothing else
+        make_folder(path.parent)
+        write_bytes(path, json.dumps({**_read_cache(path), key: rates.to_dict()}, indent=1).encode())
 
 
 def measure(n_threads: int, gpu: GpuProbe | None) -> Rates:
@@ -151,6 +209,12 @@ def _rates_of(value: object) -> Rates | None:
         rates = Rates(**value)
     except TypeError:
         return None
-    numbers = (rates.gpu_bytes_per_s, rates.cpu_bytes_per_s, rates.synchronise_s, rates.layer_s)
+    return rates if _is_sound(rates) else None
+
+
+def _is_sound(rates: Rates) -> bool:
+    """Whether such a machine can be."""
+    speeds = (rates.gpu_bytes_per_s, rates.cpu_bytes_per_s, rates.gpu_rows, rates.cpu_rows)
+    numbers = (*speeds, rates.synchronise_s, rates.layer_s, rates.rows_s, rates.change)
     sound = all(isinstance(number, float) and math.isfinite(number) and number >= 0 for number in numbers)
-    return rates if sound and min(numbers[:2]) > 0 and isinstance(rates.source, str) else None
+    return sound and min(speeds) > 0 and isinstance(rates.source, str)

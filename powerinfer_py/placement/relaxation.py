@@ -171,7 +171,7 @@ class _Priced:
     def __init__(self, owner: Relaxation, price: float, places: Integers, gpu: Floats) -> None:
         self._owner, self._places = owner, places
         problem = owner._problem
-        change = problem.rates.synchronise_s
+        change = problem.rates.change
         n = places.size + 1
         # Of each number of blocks so far, by the side that the token is on; it starts on the CPU.
         on_cpu, on_gpu = np.full(n, np.inf), np.full(n, np.inf)
@@ -212,7 +212,7 @@ class _Priced:
         owner = self._owner
         problem = owner._problem
         seconds = problem.head_seconds(head)
-        seconds += side_changes(blocks, head) * problem.rates.synchronise_s
+        seconds += side_changes(blocks, head) * problem.rates.change
         for layer, block in enumerate(blocks):
             seconds += float(owner._seconds[layer, self._places[layer]]) if block else owner._cpu_seconds[layer]
         return seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from powerinfer_py import env
@@ -9,7 +10,7 @@ from powerinfer_py.config import RuntimeOptions
 from powerinfer_py.errors import DeviceError
 from powerinfer_py.placement.budget import SAFETY_MARGIN_BYTES
 from powerinfer_py.placement.problem import Rates
-from powerinfer_py.placement.rates import machine_rates
+from powerinfer_py.placement.rates import LayerProbe, machine_rates
 from powerinfer_py.runtime.hybrid.device import Arrangement, Device
 
 
@@ -41,16 +42,20 @@ def find_device(options: RuntimeOptions) -> tuple[Device | None, list[str]]:
     return None, notices
 
 
-def rates_of_this_machine(n_threads: int) -> Rates:
+def rates_of_this_machine(n_threads: int, kind: Callable[[Arrangement], str] | None = None) -> Rates:
     """Of its first GPU, with as much of what is free there as is needed, and of its CPU with so many threads; what
-    stands in the way of measuring a GPU that is there becomes the source of figures that are assumed."""
+    stands in the way of measuring a GPU that is there becomes the source of figures that are assumed.
+
+    kind: of a model's layers (`probe_kind`); their times are used where such a model has run here, and not measured.
+    """
     import torch
 
     if not torch.cuda.is_available():
         return machine_rates(n_threads)
     try:
         device = _cuda_device(0)
-        return device.rates(n_threads, device.memory().free_bytes - SAFETY_MARGIN_BYTES)
+        layers = None if kind is None else LayerProbe(kind(device.arrangement), lambda: "it has not run here yet")
+        return device.rates(n_threads, device.memory().free_bytes - SAFETY_MARGIN_BYTES, layers)
     except DeviceError as error:
         return replace(machine_rates(n_threads), source=f"CPU measured; GPU assumed: {error}")
 

@@ -29,11 +29,13 @@ from powerinfer_py.models.weights import Assembly
 from powerinfer_py.placement.budget import budget_in_bytes
 from powerinfer_py.placement.index_choice import IndexChooser, IndexOptions
 from powerinfer_py.placement.placement import Placement
+from powerinfer_py.placement.rates import LayerProbe
 from powerinfer_py.placement.sizes import model_sizes
 from powerinfer_py.runtime.devices import find_device
 from powerinfer_py.runtime.host_bytes import host_bytes
 from powerinfer_py.runtime.host_weights import FileWeights
 from powerinfer_py.runtime.hybrid.device import Device, Held
+from powerinfer_py.runtime.hybrid.layer_probe import LayerTimer, probe_kind
 from powerinfer_py.runtime.hybrid.model import Chooser, HybridModel, HybridPlan, make_plan
 from powerinfer_py.runtime.hybrid.report import plan_dict, plan_lines
 from powerinfer_py.runtime.hybrid.warm_up import warm_up
@@ -209,7 +211,20 @@ class Engine:
         given = None if options.gpu_index is None else Path(options.gpu_index)
         index = IndexOptions(given, options.reset_gpu_index, options.disable_gpu_index)
         free_bytes = budget_in_bytes(options.vram_budget or 0.0, device.memory) - context_bytes
-        rates = device.rates(options.threads or default_threads(), free_bytes)
+        timer = LayerTimer(
+            device,
+            context_bytes,
+            file,
+            sizes,
+            self.architecture,
+            self.sparsity,
+            options,
+            self.kernels,
+            self._make_rope(n_ctx, None),
+        )
+        kind = probe_kind(file, sizes, self.sparsity, options, device.arrangement)
+        layers = LayerProbe(kind, timer.measure)
+        rates = device.rates(options.threads or default_threads(), free_bytes, layers)
         chooser = IndexChooser(file, self.sparsity, rates, index, context_bytes)
         plan = make_plan(sizes, options, device, context_bytes, chooser)
         if plan.chosen is not None:

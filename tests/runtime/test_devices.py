@@ -12,6 +12,7 @@ from powerinfer_py.config import RuntimeOptions
 from powerinfer_py.errors import DeviceError, OptionError
 from powerinfer_py.placement.budget import SAFETY_MARGIN_BYTES, DeviceMemory
 from powerinfer_py.placement.problem import Rates
+from powerinfer_py.placement.rates import LayerProbe
 from powerinfer_py.runtime import devices
 from powerinfer_py.runtime.devices import find_device
 from powerinfer_py.runtime.hybrid import cuda_device
@@ -101,11 +102,18 @@ def test_rates_of_a_machine_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
         def memory(self) -> DeviceMemory:
             return DeviceMemory(8 << 30, 4 << 30)
 
-        def rates(self, n_threads: int, free_bytes: int) -> Rates:
-            return Rates(9e11, n_threads * 1e9, float(free_bytes), 0.0, "measured")
+        arrangement = Arrangement.TWO_NODES
+
+        def rates(self, n_threads: int, free_bytes: int, layers: LayerProbe | None = None) -> Rates:
+            source = "measured" if layers is None else f"{layers.kind}: {layers.measure()}"
+            return Rates(9e11, n_threads * 1e9, float(free_bytes), 0.0, source)
 
     monkeypatch.setattr(devices, "_cuda_device", lambda _index: Measured())
     assert devices.rates_of_this_machine(2) == Rates(9e11, 2e9, float((4 << 30) - SAFETY_MARGIN_BYTES), 0.0, "measured")
+
+    # Those of a model are taken where they are known, and never measured here.
+    known = devices.rates_of_this_machine(2, lambda arrangement: f"layers, {arrangement}")
+    assert known.source == "layers, two-nodes: it has not run here yet"
 
     def broken(index: int) -> Measured:
         raise DeviceError(f"GPU {index} cannot be used")

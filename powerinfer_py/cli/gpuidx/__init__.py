@@ -61,10 +61,20 @@ def build_parser() -> argparse.ArgumentParser:
     machine = parser.add_argument_group(
         "the machine that will run it (default: this one, as far as it can be measured)"
     )
-    machine.add_argument("--gpu-bandwidth", metavar="GB/S", type=positive, help="10^9 bytes a second the GPU reads")
-    machine.add_argument("--cpu-bandwidth", metavar="GB/S", type=positive, help="10^9 bytes a second the CPU reads")
-    machine.add_argument("--sync-time", metavar="US", type=number(0), help="microseconds to wait for the other side")
-    machine.add_argument("--layer-time", metavar="US", type=number(0), help="microseconds to launch a layer's kernels")
+    for flag, what in (
+        ("--gpu-bandwidth", "10^9 bytes a second the GPU reads"),
+        ("--gpu-rows-bandwidth", "the same of neurons' rows (default: as --gpu-bandwidth)"),
+        ("--cpu-bandwidth", "10^9 bytes a second the CPU reads"),
+        ("--cpu-rows-bandwidth", "the same of neurons' rows (default: as --cpu-bandwidth)"),
+    ):
+        machine.add_argument(flag, metavar="GB/S", type=positive, help=what)
+    for flag, what in (
+        ("--sync-time", "microseconds to hand a layer's cold neurons to the CPU and back"),
+        ("--change-time", "microseconds to change sides (default: as --sync-time)"),
+        ("--layer-time", "microseconds to launch a layer's kernels"),
+        ("--rows-time", "the same of its hot neurons' kernels alone (default with --layer-time: 0)"),
+    ):
+        machine.add_argument(flag, metavar="US", type=number(0), help=what)
     machine.add_argument("--gpu-context", metavar="MIB", type=number(0), help="GPU memory of context and modules")
     add("--plot", metavar="FILE", type=nonempty_text, help="draw split and estimates, as .png, .svg or .pdf")
     add("--dry-run", action="store_true", help="write no gpuidx file")

@@ -146,8 +146,11 @@ def _summary(split: Split, written: Path | None) -> list[tuple[str, str]]:
         ("method", f"{split.method}, for sparsity {split.sparsity}, in {solution.solve_s:.2f} s"),
         (
             "rates",
-            f"GPU {rates.gpu_bytes_per_s / 1e9:.0f} GB/s, CPU {rates.cpu_bytes_per_s / 1e9:.1f} GB/s, "
-            f"{rates.synchronise_s * 1e6:.0f} us to change sides ({rates.source})",
+            f"GPU {rates.gpu_bytes_per_s / 1e9:.0f} GB/s, of rows {rates.gpu_rows / 1e9:.0f}; "
+            f"CPU {rates.cpu_bytes_per_s / 1e9:.1f} GB/s, of rows {rates.cpu_rows / 1e9:.1f}; "
+            f"a layer {rates.layer_s * 1e6:.0f} us and {rates.rows_s * 1e6:.0f} us with hot neurons, "
+            f"{rates.synchronise_s * 1e6:.0f} us for cold ones, {rates.change * 1e6:.0f} us to change sides "
+            f"({rates.source})",
         ),
         ("expected", f"{1 / solution.seconds:.3g} tokens/s: {ESTIMATE}"),
         ("minimum", minimum_text(split.minimum_bytes)),

@@ -24,6 +24,8 @@ from powerinfer_py.placement.solver import Solution, solve, solve_by_frequency, 
 from powerinfer_py.placement.statistics.frequencies import Frequencies
 from powerinfer_py.runtime.devices import rates_of_this_machine
 from powerinfer_py.runtime.engine import DEFAULT_CONTEXT
+from powerinfer_py.runtime.hybrid.device import Arrangement
+from powerinfer_py.runtime.hybrid.layer_probe import probe_kind
 from powerinfer_py.runtime.modes import resolve_sparsity
 from powerinfer_py.runtime.threads import default_threads
 
@@ -84,7 +86,7 @@ def make_split(file: GGUFFile, model: Path, arguments: argparse.Namespace) -> Sp
     notices: list[str] = []
     folder = None if arguments.activation is None else Path(arguments.activation)
     frequencies = find_frequencies(model, sizes, sparsity, notices, folder)
-    rates = _rates(arguments)
+    rates = _rates(arguments, lambda arrangement: probe_kind(file, sizes, sparsity, RuntimeOptions(), arrangement))
     context = machine.ASSUMED_CONTEXT_BYTES if arguments.gpu_context is None else int(arguments.gpu_context * 2**20)
     fixed, budget = None, 0
     if arguments.vram_budget is not None:
@@ -154,12 +156,23 @@ def _solver(
     return method, solve if method == "milp" else solve_by_frequency
 
 
-def _rates(arguments: argparse.Namespace) -> Rates:
-    given = (arguments.gpu_bandwidth, arguments.cpu_bandwidth, arguments.sync_time, arguments.layer_time)
+def _rates(arguments: argparse.Namespace, kind: Callable[[Arrangement], str]) -> Rates:
+    whole = (arguments.gpu_bandwidth, arguments.cpu_bandwidth, arguments.sync_time, arguments.layer_time)
     # What is given in full needs no probe.
-    base = rates_of_this_machine(arguments.threads or default_threads()) if None in given else machine.assumed_rates()
-    gpu, cpu, sync, layer = given
-    return machine.given_rates(base, gpu_gb_per_s=gpu, cpu_gb_per_s=cpu, synchronise_us=sync, layer_us=layer)
+    known = None not in whole
+    base = machine.assumed_rates() if known else rates_of_this_machine(arguments.threads or default_threads(), kind)
+    gpu, cpu, sync, layer = whole
+    return machine.given_rates(
+        base,
+        gpu_gb_per_s=gpu,
+        cpu_gb_per_s=cpu,
+        synchronise_us=sync,
+        layer_us=layer,
+        gpu_rows_gb_per_s=arguments.gpu_rows_bandwidth,
+        cpu_rows_gb_per_s=arguments.cpu_rows_bandwidth,
+        rows_us=arguments.rows_time,
+        change_us=arguments.change_time,
+    )
 
 
 def _curve(

@@ -8,8 +8,11 @@ every other type is dequantised to F16 here.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +23,9 @@ from powerinfer_py.errors import UnsupportedError
 from powerinfer_py.gguf.quants import dequantize_rows
 from powerinfer_py.gguf.types import GGMLType, row_bytes
 from powerinfer_py.kernels.interface import Kernels
+from powerinfer_py.kernels.parted_blocks import part_blocks
 
+_Made = TypeVar("_Made")
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
 STORAGES: dict[GGMLType, str] = {
@@ -41,8 +46,10 @@ _VALUE_DTYPES = {
 _LARGEST_QUANT = {"q8_0": 128, "q4_0": 8}
 # Bytes of a block's quants.
 _QUANT_BYTES = {"q8_0": 32, "q4_0": 16}
-# Rows are copied in bands of about this many bytes, so that loading takes no second copy of a matrix.
-_BAND_BYTES = 1 << 24
+# Rows are laid out in bands of about this many bytes, a few of them at once: numpy lets go of the interpreter's lock
+# while it copies, and loading takes no second copy of a matrix.
+_BAND_BYTES = 1 << 20
+_THREADS = 8
 # Where the largest weight goes when weights are made float16 for tl.dot: its products with the largest activation
 # (below 2^15) and sums of 2^16 of them stay far below the largest float32.
 _LARGEST_HALF = 2.0**14
@@ -92,15 +99,26 @@ def upload(
     storage = STORAGES.get(ggml_type, "f16")
     n = rows if ids is None else len(ids)
     values, scales = empty_arrays(storage, n, cols, allocate)
-    largest = 0.0
-    for begin, end in _bands(n, n_row):
-        chosen = slice(begin, end) if ids is None else ids[begin:end]
+
+    def laid_out(begin: int, end: int) -> tuple[npt.NDArray[np.uint8], float]:
+        """Rows [begin, end) as the device holds them, and the largest magnitude among them."""
+        chosen = None if ids is None else ids[begin:end]
         if ggml_type in STORAGES:
-            raw = data.reshape(rows, n_row)[chosen]
+            raw = data.reshape(rows, n_row)
+            raw = raw[begin:end] if chosen is None else raw
         else:
-            numbers = np.arange(begin, end) if ids is None else ids[begin:end]
-            raw = as_halves(dequantize_rows(data, ggml_type, rows, cols, numbers), ggml_type)
-        largest = max(largest, _copy_band(storage, np.array(raw), values, scales, begin, end))
+            numbers = np.arange(begin, end) if chosen is None else chosen
+            raw, chosen = as_halves(dequantize_rows(data, ggml_type, rows, cols, numbers), ggml_type), None
+        place = np.empty((end - begin) * raw.shape[1], np.uint8)
+        return place, _lay_out(storage, raw, chosen, place, part_blocks)
+
+    largest = 0.0
+    for begin, end, (place, magnitude) in _in_bands(n, n_row, laid_out):
+        largest = max(largest, magnitude)
+        n_values = values[begin:end].nbytes
+        values[begin:end].copy_(torch.from_numpy(place[:n_values]).view(values.dtype).view(end - begin, -1))
+        if scales is not None:
+            scales[begin:end].copy_(torch.from_numpy(place[n_values:]).view(scales.dtype).view(end - begin, -1))
     return DeviceRows(storage, n, cols, values, scales, _half_scale(storage, largest))
 
 
@@ -116,13 +134,23 @@ def fill(
     Returns `half_scale`. host: kernels of the CPU, whose threads do it.
     """
     storage = STORAGES[ggml_type]
+    return _half_scale(storage, _lay_out(storage, data, ids, place, host.fill_blocks))
+
+
+def _lay_out(
+    storage: str,
+    data: npt.NDArray[np.uint8],
+    ids: npt.NDArray[np.int64] | None,
+    place: npt.NDArray[np.uint8],
+    fill_blocks: Callable[..., float],
+) -> float:
+    """As `fill`; returns the largest finite magnitude where `_half_scale` needs it."""
+    largest = fill_blocks(data, ids, _QUANT_BYTES.get(storage, 0), place)
     if storage in _LARGEST_QUANT:
-        largest = host.fill_blocks(data, ids, _QUANT_BYTES[storage], place)
-        return _half_scale(storage, _LARGEST_QUANT[storage] * largest)
-    host.fill_blocks(data, ids, 0, place)
+        return _LARGEST_QUANT[storage] * largest
     if storage != "bf16" or not place.size:
-        return 1.0
-    return _half_scale(storage, _largest_finite(torch.from_numpy(place).view(torch.bfloat16).float().numpy()))
+        return 0.0
+    return _largest_finite(torch.from_numpy(place).view(torch.bfloat16).float().numpy())
 
 
 def placed(ggml_type: GGMLType, rows: int, cols: int, place: Tensor, half_scale: float) -> DeviceRows:
@@ -145,10 +173,19 @@ def empty_arrays(storage: str, n: int, cols: int, allocate: Allocate) -> tuple[T
     return values, buffer[n_values:].view(torch.float16).view(n, cols // 32)
 
 
-def _bands(n: int, n_row: int) -> Iterator[tuple[int, int]]:
+def _in_bands(n: int, n_row: int, make: Callable[[int, int], _Made]) -> Iterator[tuple[int, int, _Made]]:
+    """`make(begin, end)` of all rows, in bands and in order, some of them made ahead by other threads."""
     step = max(1, _BAND_BYTES // max(n_row, 1))
-    for begin in range(0, n, step):
-        yield begin, min(begin + step, n)
+    bands = [(begin, min(begin + step, n)) for begin in range(0, n, step)]
+    if len(bands) <= 1:
+        yield from ((*band, make(*band)) for band in bands)
+        return
+    with ThreadPoolExecutor(_THREADS) as pool:
+        ahead: deque[Future[_Made]] = deque()
+        for number, band in enumerate(bands):
+            while len(ahead) < 2 * _THREADS and number + len(ahead) < len(bands):
+                ahead.append(pool.submit(make, *bands[number + len(ahead)]))
+            yield (*band, ahead.popleft().result())
 
 
 def as_halves(values: npt.NDArray[np.float32], ggml_type: GGMLType) -> npt.NDArray[np.uint8]:
@@ -158,26 +195,6 @@ def as_halves(values: npt.NDArray[np.float32], ggml_type: GGMLType) -> npt.NDArr
     if (np.isinf(halves) & np.isfinite(values)).any():
         raise UnsupportedError(f"a {ggml_type.name} weight is too large for F16, which it becomes on the GPU")
     return halves.view(np.uint8)
-
-
-def _copy_band(
-    storage: str, raw: npt.NDArray[np.uint8], values: Tensor, scales: Tensor | None, begin: int, end: int
-) -> float:
-    """Rows `raw` (n, bytes) into their places; returns the largest finite magnitude where `_half_scale` needs it."""
-    if not raw.size:
-        return 0.0
-    if scales is None:
-        band = torch.from_numpy(raw).view(values.dtype)
-        values[begin:end].copy_(band)
-        if storage != "bf16":
-            return 0.0
-        return _largest_finite(band.float().numpy())
-    blocks = raw.reshape(end - begin, scales.shape[1], -1)
-    quants = np.ascontiguousarray(blocks[:, :, 2:]).reshape(end - begin, -1)
-    d = np.ascontiguousarray(blocks[:, :, :2]).reshape(end - begin, -1).view("<f2")
-    values[begin:end].copy_(torch.from_numpy(quants).view(values.dtype))
-    scales[begin:end].copy_(torch.from_numpy(d))
-    return _LARGEST_QUANT[storage] * _largest_finite(d.astype(np.float32))
 
 
 def _largest_finite(values: npt.NDArray[np.float32]) -> float:

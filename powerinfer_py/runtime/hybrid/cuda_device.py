@@ -19,7 +19,7 @@ from powerinfer_py.errors import DeviceError
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.placement.budget import DeviceMemory
 from powerinfer_py.placement.problem import Rates
-from powerinfer_py.placement.rates import GpuProbe, machine_rates
+from powerinfer_py.placement.rates import GpuProbe, LayerProbe, machine_rates
 from powerinfer_py.runtime.hybrid.cuda_driver import CudaDriver, Monitor
 from powerinfer_py.runtime.hybrid.device import Arrangement, Device, Held, Mark, PromptRates
 from powerinfer_py.runtime.hybrid.device_memory import AllocateTensor
@@ -69,9 +69,9 @@ class CudaDevice(Device):
         """As the driver reported it when this was made; what the process held there by then counts as free."""
         return self._memory
 
-    def rates(self, n_threads: int, free_bytes: int) -> Rates:
+    def rates(self, n_threads: int, free_bytes: int, layers: LayerProbe | None = None) -> Rates:
         """Measured on this machine, once."""
-        return machine_rates(n_threads, GpuProbe(self.name, lambda: probe_device(self, free_bytes)))
+        return machine_rates(n_threads, GpuProbe(self.name, lambda: probe_device(self, free_bytes)), layers)
 
     def prompt_rates(self, measure: Callable[[], PromptRates]) -> PromptRates:
         """Measured."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.placement.budget import DeviceMemory
 from powerinfer_py.placement.problem import Rates
+from powerinfer_py.placement.rates import LayerProbe
 from powerinfer_py.runtime.hybrid.device_memory import AllocateTensor
 
 if TYPE_CHECKING:
@@ -82,10 +83,11 @@ class Device(ABC):
         """Its memory as the driver reports it, before this process uses any."""
 
     @abstractmethod
-    def rates(self, n_threads: int, free_bytes: int) -> Rates:
+    def rates(self, n_threads: int, free_bytes: int, layers: LayerProbe | None = None) -> Rates:
         """What it and the CPU with `n_threads` threads do, for the solver.
 
-        free_bytes: what may be held on it meanwhile, besides the context; all of it is free again on return.
+        free_bytes: what may be held on it meanwhile, besides the context; all of it is free again on return. layers:
+        times those of the model at hand, by running them on the device.
         """
 
     @abstractmethod

@@ -34,7 +34,7 @@ from powerinfer_py.runtime.hybrid.executor import HybridExecutor
 from powerinfer_py.runtime.hybrid.layers import DeviceLayer, HostLayer, HybridWeights, Loader
 from powerinfer_py.runtime.hybrid.prompt_rates import measure_prompt_rates
 from powerinfer_py.runtime.hybrid.reservations import Reserved, reserve, reserve_context
-from powerinfer_py.runtime.hybrid.segments import segments_of
+from powerinfer_py.runtime.hybrid.segments import Segment, segments_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,8 +142,11 @@ class HybridModel:
             self._bands = first, second
         self._executor: HybridExecutor | None = None
 
-    def connect(self, caches: Sequence[LayerCache], table: RopeTable | None) -> None:
-        """Makes the model ready to run, once its caches exist; the table of rotations is brought to the device."""
+    def connect(self, caches: Sequence[LayerCache], table: RopeTable | None, *, prompts: bool = True) -> None:
+        """Makes the model ready to run, once its caches exist; the table of rotations is brought to the device.
+
+        prompts: whether there will be any, for which it is measured where cold neurons are computed.
+        """
         with self.plan.device.enqueuing():
             self._rope = None if table is None else self._placed(table)
         step = DeviceStep(
@@ -155,7 +158,7 @@ class HybridModel:
             layers=self.layers,
             caches=caches,
             rope=self._rope,
-            cold_stream=self._cold_stream(),
+            cold_stream=self._cold_stream() if prompts else None,
         )
         self._executor = HybridExecutor(
             config=self._config,
@@ -198,6 +201,15 @@ class HybridModel:
         if (stream := executor.step.cold_stream) is not None:
             step = replace(executor.step, cold_stream=replace(stream, rates=rates))
             self._executor = replace(executor, step=step)
+
+    def use_segments(self, segments: tuple[Segment, ...]) -> None:
+        """Runs these stretches of its layers from now on, and gives up steps that were captured."""
+        self.executor.captured.clear()
+        self._executor = replace(self.executor, segments=segments)
+
+    def device_counts(self) -> list[list[int]]:
+        """Gate, up and down products and neurons that fired, of each layer on the device in the last forward."""
+        return self.executor.step.buffers.counted()
 
     def close(self) -> None:
         """Ends the thread of the CPU's side, and gives up captured steps with what they hold of the device."""

@@ -24,9 +24,10 @@ from powerinfer_py.kernels.matrix import Matrix
 from powerinfer_py.placement.budget import DeviceMemory
 from powerinfer_py.placement.device_bytes import device_type
 from powerinfer_py.placement.problem import Rates
-from powerinfer_py.placement.rates import assumed_rates
+from powerinfer_py.placement.rates import GpuProbe, LayerProbe, assumed_rates, machine_rates
 from powerinfer_py.runtime.hybrid.device import Arrangement, Device, Held, Mark, PromptRates
 from powerinfer_py.runtime.hybrid.device_memory import AllocateTensor
+from powerinfer_py.runtime.hybrid.device_rates import probe_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,8 @@ class StandIn(Device):
     Triton is imported. total_bytes: memory it claims to have. context_bytes: what it claims a context to take.
     allocate: gives uint8 tensors; for tests that count them. arrangement: a captured step is the same calls again, with
     the CPU's part started and awaited through C. warms_up: runs what a GPU would load its kernels and measure its rates
-    with. prompt_rates: stated ones, by default such that nothing is streamed. Raises OptionError for other kernels.
+    of prompts with. prompt_rates: stated ones, by default such that nothing is streamed. measures_rates: measures what
+    the solver is told as on a GPU. Raises OptionError for other kernels.
     """
 
     name = "a stand-in for a GPU (CPU memory)"
@@ -57,6 +59,7 @@ class StandIn(Device):
         arrangement: Arrangement = Arrangement.EAGER,
         warms_up: bool = False,
         prompt_rates: PromptRates = NEVER_STREAMED,
+        measures_rates: bool = False,
     ) -> None:
         if kernels not in KERNEL_NAMES:
             raise OptionError(f"a stand-in's kernels must be one of {', '.join(KERNEL_NAMES)}, not {kernels!r}")
@@ -64,6 +67,7 @@ class StandIn(Device):
         self.arrangement = arrangement
         self._warms_up = warms_up
         self._prompt_rates = prompt_rates
+        self._measures_rates = measures_rates
         self._memory = DeviceMemory(total_bytes, total_bytes)
         self._context_bytes = context_bytes
         self._give = allocate
@@ -73,9 +77,14 @@ class StandIn(Device):
         """What it claims to have, all of it free."""
         return self._memory
 
-    def rates(self, n_threads: int, free_bytes: int) -> Rates:  # noqa: ARG002  the same for every machine
-        """Those of a GPU and a CPU that were not measured: a stand-in is solved for as for the GPU it stands for."""
-        return assumed_rates()
+    def rates(self, n_threads: int, free_bytes: int, layers: LayerProbe | None = None) -> Rates:
+        """Those of a GPU and a CPU that were not measured: a stand-in is solved for as for the GPU it stands for.
+
+        Measured where a test asked for that.
+        """
+        if not self._measures_rates:
+            return assumed_rates()
+        return machine_rates(n_threads, GpuProbe(self.name, lambda: probe_device(self, free_bytes)), layers)
 
     def prompt_rates(self, measure: Callable[[], PromptRates]) -> PromptRates:
         """Those it was made with; measured where it warms up as a GPU does."""

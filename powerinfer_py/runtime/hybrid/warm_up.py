@@ -27,6 +27,7 @@ from powerinfer_py.placement.placement import LayerPlacement, Placement
 from powerinfer_py.placement.sizes import ModelSizes
 from powerinfer_py.runtime.host_weights import FileWeights
 from powerinfer_py.runtime.hybrid.device import Device, Held, PromptRates
+from powerinfer_py.runtime.hybrid.layer_kinds import layer_kinds
 from powerinfer_py.runtime.hybrid.model import Chooser, HybridModel, make_plan
 from powerinfer_py.runtime.kv_cache import KVCache
 
@@ -54,9 +55,10 @@ def warm_up(
     held: what the process holds on the device before. Raises BudgetError as `make_plan` does.
     """
     source = FileWeights(file, host_kernels, replace(options, repack=False))
+    head = True
     for index in _layers_of_each_kind(file, sizes.config.n_layer):
         for n_hot in _HOT_NEURONS:
-            choose = _chooser(index, n_hot)
+            choose = _chooser(index, n_hot, head)
             plan = make_plan(sizes, options, device, held.n_bytes, choose, held.growth_bytes)
             layers = range(index, index + 1)
             model = HybridModel(plan, architecture, sizes.config, sparsity, layers, source, source, host_kernels)
@@ -64,19 +66,15 @@ def warm_up(
                 _run_all(model, sizes, options, host_kernels, rope)
             finally:
                 model.close()
+            # Once is enough: a head of a type that becomes F16 takes seconds to bring over.
+            head = head and not (plan.placement.head_on_gpu and index == sizes.config.n_layer - 1)
             # Before the next one takes its memory.
             del model
 
 
 def _layers_of_each_kind(file: GGUFFile, n_layer: int) -> list[int]:
-    """Layers of which no two have tensors of the same types and shapes; of each kind the last, the last one last."""
-    kinds: dict[tuple[object, ...], int] = {}
-    for index in range(n_layer):
-        prefix = f"blk.{index}."
-        infos = [(name, info) for name, info in file.tensors.items() if name.startswith(prefix)]
-        kind = sorted((name.removeprefix(prefix), str(info.ggml_type), tuple(info.shape)) for name, info in infos)
-        kinds[tuple(kind)] = index
-    return sorted(kinds.values())
+    """Layers of which no two do the same work; of each kind the last, the last one last."""
+    return sorted({kind: index for index, kind in enumerate(layer_kinds(file, n_layer))}.values())
 
 
 def _run_all(
@@ -109,13 +107,15 @@ def _run(model: HybridModel, cache: KVCache, host_kernels: Kernels, rope: RopeTa
 
     numbers, zeros = torch.arange(n_tokens), torch.zeros(n_tokens, dtype=torch.int64)
     places = (zeros, numbers) if n_tokens <= cache.n_slots else (numbers, zeros)
-    batch = ForwardBatch(zeros, *places)
+    # Of a prompt the CPU, where the head is there, is not asked for more than it ever is.
+    of_last = n_tokens > cache.n_slots and not model.plan.placement.head_on_gpu
+    batch = ForwardBatch(zeros, *places, numbers[-1:] if of_last else None)
     hidden = torch.ones(n_tokens, model.plan.sizes.config.n_embd)
     model.forward(host_kernels, hidden, Step(batch, cache.layers, rope, Activity(1)))
 
 
-def _chooser(index: int, most_hot: int) -> Chooser:
-    """Layer `index` on the device with at most so many of its neurons, and the head, as far as they fit."""
+def _chooser(index: int, most_hot: int, head: bool) -> Chooser:
+    """Layer `index` on the device with at most so many of its neurons, and the head if wanted, as far as they fit."""
 
     def choose(sizes: ModelSizes, fixed: FixedBytes, left: int) -> Placement:
         config, layer = sizes.config, sizes.layers[index]
@@ -131,6 +131,6 @@ def _chooser(index: int, most_hot: int) -> Chooser:
         layers = [elsewhere] * config.n_layer
         if block_on_gpu:
             layers[index] = LayerPlacement(True, np.arange(n_hot, dtype=np.int32))
-        return Placement(tuple(layers), head_on_gpu=sizes.head_bytes + fixed.head_extra <= left)
+        return Placement(tuple(layers), head_on_gpu=head and sizes.head_bytes + fixed.head_extra <= left)
 
     return choose

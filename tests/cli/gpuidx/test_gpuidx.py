@@ -45,6 +45,18 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str
     return result
 
 
+def test_finer_rates_are_used(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("-m", model, "--neurons", 0.375, "--dry-run")
+    coarse = run_json(capsys, *asked)
+    fine = run_json(capsys, *asked, "--gpu-rows-bandwidth", 400, "--cpu-rows-bandwidth", 5)
+    assert fine["rates"]["gpu_rows_bytes_per_s"] == 4e11
+    assert fine["rates"]["source"] == coarse["rates"]["source"] == "given"
+    slower = run_json(capsys, *asked, "--rows-time", 50, "--change-time", 70)
+    assert slower["rates"]["change_s"] == pytest.approx(7e-5)
+    times = [result["estimate"]["seconds_a_token"] for result in (coarse, fine, slower)]
+    assert times[0] < min(times[1:])
+
+
 def test_three_eighths_of_the_neurons_capture_96_percent(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run_json(capsys, "-m", model, "--neurons", 0.375, "--method", "frequency")
     assert result["neurons_on_gpu"] == 12 * 1024 * 3 // 8

@@ -12,7 +12,7 @@ from powerinfer_py import LLM
 from powerinfer_py.placement.budget import GIB
 from powerinfer_py.placement.index_choice import IndexChooser
 from powerinfer_py.placement.problem import Rates
-from powerinfer_py.placement.rates import GpuProbe, machine_rates
+from powerinfer_py.placement.rates import GpuProbe, LayerProbe, machine_rates
 from powerinfer_py.runtime.hybrid import device_rates
 from powerinfer_py.runtime.hybrid.device_rates import probe_device
 
@@ -33,7 +33,7 @@ class Probed(CountedStandIn):
         super().__init__(context_bytes=context_bytes)
         self.probed: list[int] = []
 
-    def rates(self, n_threads: int, free_bytes: int) -> Rates:
+    def rates(self, n_threads: int, free_bytes: int, layers: LayerProbe | None = None) -> Rates:  # noqa: ARG002
         def measure() -> tuple[float, float] | None:
             found = probe_device(self, free_bytes)
             self.probed.append(self.peak_bytes)
