@@ -14,7 +14,7 @@ _CACHED_BYTES = 1 << 19
 
 def part_blocks(
     data: npt.NDArray[np.uint8],
-    ids: npt.NDArray[np.int64] | None,
+    ids: npt.NDArray[np.integer] | None,
     quant_bytes: int,
     place: npt.NDArray[np.uint8],
 ) -> float:

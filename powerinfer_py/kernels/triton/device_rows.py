@@ -140,7 +140,7 @@ def fill(
 def _lay_out(
     storage: str,
     data: npt.NDArray[np.uint8],
-    ids: npt.NDArray[np.int64] | None,
+    ids: npt.NDArray[np.integer] | None,
     place: npt.NDArray[np.uint8],
     fill_blocks: Callable[..., float],
 ) -> float:
