@@ -277,6 +277,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that compile")
     parser.add_argument("--only", default="", help="part of a kernel's name")
+    parser.add_argument("--compile", action="store_true", help="compile and measure nothing")
+    parser.add_argument("--no-compile", action="store_true", help="measure what was compiled before")
     parser.add_argument("--part", type=int, default=-1, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
@@ -287,8 +289,11 @@ def main(argv: list[str] | None = None) -> int:
         compile_some(args.part, args.processes)
         return 0
     command = [sys.executable, __file__, "--processes", str(args.processes), "--only", args.only, "--part"]
-    for process in [subprocess.Popen([*command, str(i)]) for i in range(args.processes)]:
+    n_processes = 0 if args.no_compile else args.processes
+    for process in [subprocess.Popen([*command, str(i)]) for i in range(n_processes)]:
         process.wait()
+    if args.compile:
+        return 0
     results = []
     for case in CASES:
         found = measure(case)
