@@ -25,6 +25,9 @@ SPLIT_ATTENTION_TOKENS = 16
 _PARTIAL_NEURONS = 64
 _PARTIAL_POSITIONS = 128
 _ROW_GROUP = 16
+# Sums of prompts that are cut into parts take at most so many float32 a product, 8 MiB, and so many parts.
+_PARTIAL_SUMS = 1 << 21
+_MOST_PARTS = 16
 _INT32_BYTES = 4
 _INT64_BYTES = 8
 # A matrix that has to be transposed for its rows to be neurons keeps these types; blocks of another cannot be turned.
@@ -180,6 +183,11 @@ def _padded(n: int) -> int:
 
 def _halves(n_in: int, n_tokens: int) -> int:
     return 2 * aligned(n_tokens * n_in * 2) + aligned(n_tokens * FLOAT32_BYTES)
+
+
+def most_parts(n_tokens: int, outputs: int) -> int:
+    """How many parts the sums of a product of `n_tokens` tokens with `outputs` results each may be cut into."""
+    return max(1, min(_MOST_PARTS, _PARTIAL_SUMS // max(1, n_tokens * outputs)))
 
 
 def staging_bytes(sizes: ModelSizes, n_tokens: int) -> int:

@@ -52,12 +52,13 @@ def scaled_products(
     """Products and bias: float32 (TOKENS, ROWS)."""
     if STORAGE == "f32":
         total = tile_products(
-            x, x, tokens, inside, values, scales, rows, keep, half_scale, N, TOKENS, ROWS, STEP, STORAGE, BOTH
+            x, x, tokens, inside, values, scales, rows, keep, half_scale, 0, N, N, TOKENS, ROWS, STEP, STORAGE, BOTH
         )
     else:
         total = tile_products(
-            high, low, tokens, inside, values, scales, rows, keep, half_scale, N, TOKENS, ROWS, STEP, STORAGE, BOTH
-        )
+            high, low, tokens, inside, values, scales, rows, keep, half_scale, 0, N, N, TOKENS, ROWS, STEP, STORAGE,
+            BOTH,
+        )  # fmt: skip
         total = total * back[:, None] * half_inverse
     if HAS_BIAS:
         total += tl.load(bias + rows, mask=keep, other=0.0)[None, :]
@@ -160,7 +161,10 @@ def hidden_tiles_kernel(
 
 def tile_config_of(neurons: Neurons, n_tokens: int, device: torch.device) -> launch.TileConfig:
     """How `hidden_tiles` runs; numbers are counted for each tile of `tokens` and `rows`."""
-    return launch.tile_config("hidden", neurons.up.storage, n_tokens, neurons.up.rows, neurons.up.cols, device)
+    # A gate in another storage takes what fits both.
+    storages = {m.storage for m in (neurons.gate, neurons.up) if m is not None}
+    storage = "f32" if "f32" in storages else neurons.up.storage
+    return launch.tile_config("hidden", storage, n_tokens, neurons.up.rows, neurons.up.cols, device)
 
 
 def hidden_tiles(

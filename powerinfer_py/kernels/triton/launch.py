@@ -9,11 +9,13 @@ fallbacks below serve every shape. They follow from hardware facts, not from mea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from powerinfer_py.placement.sizes import most_parts
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,24 @@ class RowConfig:
 
 @dataclass(frozen=True)
 class TileConfig:
-    """A kernel around `tl.dot`: `tokens` x `rows` results a program, sums cut into `step`. All at least 16."""
+    """A kernel around `tl.dot`: `tokens` x `rows` results a program, sums taken `step` at a time. All at least 16.
+
+    parts: pieces of a sum, each a program's; more than one are added by a second kernel.
+    """
 
     tokens: int
     rows: int
     step: int
     warps: int
     stages: int
+    parts: int = 1
 
 
-# (kernel, compute capability, storage, rows, cols) -> configuration, recorded on that device.
-RECORDED: dict[tuple[str, tuple[int, int], str, int, int], RowConfig | TileConfig] = {}
+# (kernel, compute capability, storage, rows, cols, token bucket) -> configuration, recorded on that device. The bucket
+# is 0 for kernels that read whole rows; rows are 0 for tiles of "hidden" and "down", whose neurons differ from layer to
+# layer.
+Key = tuple[str, tuple[int, int], str, int, int, int]
+RECORDED: dict[Key, RowConfig | TileConfig] = {}
 
 # More tokens than this go through tl.dot, whose smallest tile has 16: up to 4, reading the rows once for each token
 # (from the L2 cache but for the first) moves fewer bytes through it than the tile wastes work.
@@ -53,10 +62,18 @@ _FEW_ROWS = 2048
 # spilled to local memory on 8.0 and 9.0.
 _ROW_STEPS = {"f32": 256, "f16": 256, "bf16": 256, "q8_0": 512, "q4_0": 1024}
 
-# (rows, step, warps) of the kernels around tl.dot at up to 64 tokens: the largest that ptxas did not spill on 8.0, 8.9
-# and 9.0. "hidden" holds gate and up products, "down" two sums of half the columns for Q4_0. F32 weights, which no
-# tensor core multiplies in full, take at most 32 tokens, 64 rows and steps of 32.
-_TILES = {"product": (64, 64, 4), "hidden": (64, 64, 8), "down": (128, 32, 8)}
+# Numbers of tokens that tiles are configured for: a chunk counts as the next larger, more as the last.
+TOKEN_BUCKETS = (16, 32, 64, 128, 256, 512)
+# Two for each of an H200's 132 multiprocessors: fewer programs than this are worth cutting sums into parts.
+_PROGRAMS = 264
+# A part shorter than this many steps does not fill the pipeline of loads.
+_LEAST_STEPS = 4
+# How storages are multiplied: in float32, in two halves, in one half after unpacking blocks.
+STORAGE_CLASSES = {"f32": "f32", "f16": "halves", "bf16": "halves", "q8_0": "blocks", "q4_0": "blocks"}
+
+TILES: dict[tuple[str, str], dict[int, TileConfig]] = {
+    (k, c): dict.fromkeys(TOKEN_BUCKETS, TileConfig(16, 64, 64, 4, 3)) for k in ("product", "hidden", "down") for c in ("f32", "halves", "blocks")
+}
 
 
 def row_config(kernel: str, storage: str, rows: int, cols: int, device: torch.device) -> RowConfig:
@@ -71,22 +88,44 @@ def row_config(kernel: str, storage: str, rows: int, cols: int, device: torch.de
     return RowConfig(rows=4 if rows >= _FEW_ROWS else 2, step=step, warps=4, stages=3)
 
 
+def token_bucket(n_tokens: int) -> int:
+    """The number of `TOKEN_BUCKETS` that `n_tokens` count as."""
+    return next((bucket for bucket in TOKEN_BUCKETS if n_tokens <= bucket), TOKEN_BUCKETS[-1])
+
+
 def tile_config(kernel: str, storage: str, n_tokens: int, rows: int, cols: int, device: torch.device) -> TileConfig:
-    """Configuration of a product of `n_tokens` tokens with `rows` rows of `cols` weights."""
-    recorded = _recorded(kernel, storage, rows, cols, device)
-    if isinstance(recorded, TileConfig):
-        return recorded
-    rows, step, warps = _TILES[kernel]
-    tokens = 16 if n_tokens <= 16 else 32 if n_tokens <= 32 else 64
-    if storage == "f32":
-        tokens, rows, step = min(tokens, 32), min(rows, 64), 32
-    return TileConfig(tokens=tokens, rows=rows, step=step, warps=warps, stages=3)
+    """Configuration of a product of `n_tokens` tokens with `rows` rows of `cols` weights; "down": with its columns.
+
+    The same for all tokens of a bucket, and of "hidden" and "down" for all numbers of neurons, so that a warm-up has
+    compiled what a step launches.
+    """
+    bucket = token_bucket(n_tokens)
+    # Results of a token, and what is summed where that is the same for all layers.
+    outputs, summed = (cols, None) if kernel == "down" else (rows, cols)
+    recorded = _recorded(kernel, storage, rows if kernel == "product" else 0, cols, device, bucket)
+    config = recorded if isinstance(recorded, TileConfig) else _tiles(kernel, storage, bucket, outputs)
+    if kernel == "hidden" or n_tokens > TOKEN_BUCKETS[-1]:
+        return replace(config, parts=1)
+    most = most_parts(bucket, outputs)
+    if summed is not None:
+        most = min(most, max(1, summed // (config.step * _LEAST_STEPS)))
+    wanted = config.parts
+    if recorded is None:
+        wanted = _PROGRAMS // (cdiv(bucket, config.tokens) * cdiv(max(outputs, 1), config.rows))
+    return replace(config, parts=max(1, min(wanted, most)))
 
 
-def _recorded(kernel: str, storage: str, rows: int, cols: int, device: torch.device) -> RowConfig | TileConfig | None:
+def _tiles(kernel: str, storage: str, bucket: int, outputs: int) -> TileConfig:
+    """The fallback; smaller tiles where those of the bucket are too few for a device and cannot be cut."""
+    return TILES[kernel, STORAGE_CLASSES[storage]][bucket]
+
+
+def _recorded(
+    kernel: str, storage: str, rows: int, cols: int, device: torch.device, bucket: int = 0
+) -> RowConfig | TileConfig | None:
     if not RECORDED or device.type != "cuda":
         return None
-    return RECORDED.get((kernel, torch.cuda.get_device_capability(device), storage, rows, cols))
+    return RECORDED.get((kernel, torch.cuda.get_device_capability(device), storage, rows, cols, bucket))
 
 
 def has_tensor_cores(device: torch.device) -> bool:
