@@ -25,6 +25,7 @@ from powerinfer_py.kernels.triton.halves import (
     nibble_columns,
     nibble_tiles,
 )
+from powerinfer_py.kernels.triton.loops import steps
 from powerinfer_py.kernels.triton.partial_sums import add_parts, part_length
 
 
@@ -120,7 +121,7 @@ def list_sums(
     other = tl.zeros((TOKENS, HALF if STORAGE == "q4_0" else 1), tl.float32)
     # `halves` has zeros up to there; whole groups can be loaded at once.
     padded = (end + (GROUP - 1)) // GROUP * GROUP
-    for start in tl.range(begin, end, STEP, num_stages=STAGES):
+    for start in steps(begin, end, STEP, num_stages=STAGES):
         entry = start + tl.arange(0, STEP)
         keep = entry < end
         rows = listed_rows(ids, entry, keep, LISTED)

@@ -67,6 +67,27 @@ def half_scales(d, half_scale):
 
 
 @triton.jit
+def block_scales(scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: tl.constexpr):
+    """float16 (ROWS, STEP / 32): scales of the blocks from column `start`, times half_scale."""
+    ROWS: tl.constexpr = keep.shape[0]
+    BLOCKS: tl.constexpr = STEP // 32
+    if N % 64 == 0 and BLOCKS == 2:
+        # Copies to shared memory that go on beside the computation take 4 bytes a thread at least, which threads of
+        # wider tiles find for themselves; taking pairs apart costs those an exchange between threads.
+        pair = start // 64 + tl.arange(0, BLOCKS // 2)
+        at = scales.to(tl.pointer_type(tl.int32)) + rows[:, None] * (N // 64) + pair[None, :]
+        pairs = tl.load(at, mask=columns_inside(keep, pair, N // 64, BLOCKS // 2), other=0)
+        first = (pairs & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True)
+        second = (pairs >> 16).to(tl.uint16).to(tl.float16, bitcast=True)
+        d = tl.reshape(tl.join(first, second), (ROWS, BLOCKS))
+    else:
+        block = start // 32 + tl.arange(0, BLOCKS)
+        at = scales + rows[:, None] * (N // 32) + block[None, :]
+        d = tl.load(at, mask=columns_inside(keep, block, N // 32, BLOCKS), other=0.0)
+    return half_scales(d, half_scale)
+
+
+@triton.jit
 def half_tile(
     values, scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: tl.constexpr, STORAGE: tl.constexpr
 ):
@@ -81,17 +102,12 @@ def half_tile(
     else:
         ROWS: tl.constexpr = keep.shape[0]
         BLOCKS: tl.constexpr = STEP // 32
-        block = start // 32 + tl.arange(0, BLOCKS)
         quants = tl.load(values + rows[:, None] * N + at[None, :], mask=wanted, other=0)
-        d = tl.load(
-            scales + rows[:, None] * (N // 32) + block[None, :],
-            mask=columns_inside(keep, block, N // 32, BLOCKS),
-            other=0.0,
-        )
+        d = block_scales(scales, rows, keep, start, half_scale, N, STEP)
         quants = tl.reshape(quants, (ROWS, BLOCKS, 32))
         # With its sign bit turned a byte is the number plus 128.
         bits = (quants.to(tl.uint8, bitcast=True) ^ 128).to(tl.int16)
-        tile = tl.reshape(half_integer(bits, 128) * half_scales(d, half_scale)[:, :, None], (ROWS, STEP))
+        tile = tl.reshape(half_integer(bits, 128) * d[:, :, None], (ROWS, STEP))
     return tile
 
 
@@ -101,17 +117,13 @@ def nibble_tiles(values, scales, rows, keep, start, half_scale, N: tl.constexpr,
     and the same of its last 16. Sums over columns take any order, so the two need not be interleaved."""
     ROWS: tl.constexpr = keep.shape[0]
     BLOCKS: tl.constexpr = STEP // 32
-    block = start // 32 + tl.arange(0, BLOCKS)
     byte = start // 2 + tl.arange(0, STEP // 2)
     # Loaded without the third dimension: with it threads side by side are given blocks of different rows.
     packed = tl.load(
         values + rows[:, None] * (N // 2) + byte[None, :], mask=columns_inside(keep, byte, N // 2, STEP // 2), other=0
     )
-    d = tl.load(
-        scales + rows[:, None] * (N // 32) + block[None, :], mask=columns_inside(keep, block, N // 32, BLOCKS), other=0.0
-    )
     packed = tl.reshape(packed, (ROWS, BLOCKS, 16))
-    scale = half_scales(d, half_scale)[:, :, None]
+    scale = block_scales(scales, rows, keep, start, half_scale, N, STEP)[:, :, None]
     low = tl.reshape(half_integer((packed & 15).to(tl.int16), 8) * scale, (ROWS, STEP // 2))
     high = tl.reshape(half_integer((packed >> 4).to(tl.int16), 8) * scale, (ROWS, STEP // 2))
     return low, high

@@ -23,6 +23,7 @@ from powerinfer_py.kernels.triton.halves import (
     nibble_columns,
     nibble_tiles,
 )
+from powerinfer_py.kernels.triton.loops import steps
 from powerinfer_py.kernels.triton.matrix_vector import finish
 from powerinfer_py.kernels.triton.partial_sums import add_parts, part_length
 
@@ -58,7 +59,7 @@ def tile_products(
 
     Of columns from `begin`, a multiple of STEP, to `end`, which is another, or N."""
     total = tl.zeros((TOKENS, ROWS), tl.float32)
-    for start in tl.range(begin, end, STEP):
+    for start in steps(begin, end, STEP):
         if STORAGE == "f32":
             at = start + tl.arange(0, STEP)
             part = token_tile(x, tokens, inside, at, N, STEP)
