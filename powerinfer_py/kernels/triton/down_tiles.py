@@ -53,14 +53,15 @@ def listed_rows(ids, entry, keep, LISTED: tl.constexpr):
 
 @triton.jit
 def row_tile(
-    values, scales, rows, keep, start, half_scale, N: tl.constexpr, COLUMNS: tl.constexpr, STORAGE: tl.constexpr
-):
+    values, scales, rows, keep, start, half_scale, N: tl.constexpr, COLUMNS: tl.constexpr, STORAGE: tl.constexpr,
+    WARPS: tl.constexpr,
+):  # fmt: skip
     """Columns from `start` of whole rows as tl.dot takes them; of no q4_0."""
     if STORAGE == "f32":
         at = start + tl.arange(0, COLUMNS)
         tile = tl.load(values + rows[:, None] * N + at[None, :], mask=columns_inside(keep, at, N, COLUMNS), other=0.0)
     else:
-        tile = half_tile(values, scales, rows, keep, start, half_scale, N, COLUMNS, STORAGE)
+        tile = half_tile(values, scales, rows, keep, start, half_scale, N, COLUMNS, STORAGE, WARPS)
     return tile
 
 
@@ -109,6 +110,7 @@ def list_sums(
     STEP: tl.constexpr,
     STORAGE: tl.constexpr,
     BOTH: tl.constexpr,
+    WARPS: tl.constexpr,
     LISTED: tl.constexpr,
     CLEAN: tl.constexpr,
     STAGES: tl.constexpr,
@@ -128,17 +130,17 @@ def list_sums(
         at = tokens[:, None] * stride + entry[None, :]
         if STORAGE == "f32":
             h = tl.load(hidden + at, mask=inside[:, None] & keep[None, :], other=0.0)
-            w = row_tile(values, scales, rows, keep, first, half_scale, N, COLUMNS, STORAGE)
+            w = row_tile(values, scales, rows, keep, first, half_scale, N, COLUMNS, STORAGE, WARPS)
             total = tl.dot(h, finite(w) if CLEAN else w, total, input_precision="ieee")
         else:
             here = inside[:, None] & (entry < padded)[None, :]
             h = tl.load(high + at, mask=here, other=0.0)
             if STORAGE == "q4_0":
-                w, v = nibble_tiles(values, scales, rows, keep, first, half_scale, N, COLUMNS)
+                w, v = nibble_tiles(values, scales, rows, keep, first, half_scale, N, COLUMNS, WARPS)
                 total = tl.dot(h, finite(w) if CLEAN else w, total)
                 other = tl.dot(h, finite(v) if CLEAN else v, other)
             else:
-                w = row_tile(values, scales, rows, keep, first, half_scale, N, COLUMNS, STORAGE)
+                w = row_tile(values, scales, rows, keep, first, half_scale, N, COLUMNS, STORAGE, WARPS)
                 if CLEAN:
                     w = finite(w)
                 total = tl.dot(h, w, total)
@@ -193,6 +195,7 @@ def down_tiles_kernel(
     STEP: tl.constexpr,
     STORAGE: tl.constexpr,
     BOTH: tl.constexpr,
+    WARPS: tl.constexpr,
     LISTED: tl.constexpr,
     ALL_ROWS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -224,13 +227,13 @@ def down_tiles_kernel(
         return
     total, other = list_sums(
         hidden, high, low, values, scales, ids, tokens, inside, first, begin, end, stride, half_scale, GROUP, N, TOKENS,
-        COLUMNS, STEP, STORAGE, BOTH, LISTED, False, STAGES,
+        COLUMNS, STEP, STORAGE, BOTH, WARPS, LISTED, False, STAGES,
     )  # fmt: skip
     # 0 times what is not finite is NaN, so a sum that is finite has met nothing strange.
     if n_strange(total) + n_strange(other) > 0:
         total, other = list_sums(
             hidden, high, low, values, scales, ids, tokens, inside, first, begin, end, stride, half_scale, GROUP, N,
-            TOKENS, COLUMNS, STEP, STORAGE, BOTH, LISTED, True, 1,
+            TOKENS, COLUMNS, STEP, STORAGE, BOTH, WARPS, LISTED, True, 1,
         )  # fmt: skip
         start = begin
         while start < end:
@@ -240,11 +243,11 @@ def down_tiles_kernel(
             here = inside[:, None] & keep[None, :]
             used = tl.load(hidden + tokens[:, None] * stride + entry[None, :], mask=here, other=0.0) != 0.0
             if STORAGE == "q4_0":
-                w, v = nibble_tiles(values, scales, rows, keep, first, half_scale, N, COLUMNS)
+                w, v = nibble_tiles(values, scales, rows, keep, first, half_scale, N, COLUMNS, WARPS)
                 total = nan_where_touched(total, used, w)
                 other = nan_where_touched(other, used, v)
             else:
-                w = row_tile(values, scales, rows, keep, first, half_scale, N, COLUMNS, STORAGE)
+                w = row_tile(values, scales, rows, keep, first, half_scale, N, COLUMNS, STORAGE, WARPS)
                 total = nan_where_touched(total, used, w)
             start += 1
     back = tl.load(inverse + tokens, mask=inside, other=0.0)
@@ -329,6 +332,7 @@ def down_tiles(
         STEP=config.step,
         STORAGE=matrix.storage,
         BOTH=matrix.storage in EXACT_STORAGES,
+        WARPS=config.warps,
         LISTED=union is not None,
         ALL_ROWS=all_rows,
         HAS_BIAS=not split and bias is not None,

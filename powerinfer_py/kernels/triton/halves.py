@@ -67,13 +67,15 @@ def half_scales(d, half_scale):
 
 
 @triton.jit
-def block_scales(scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: tl.constexpr):
-    """float16 (ROWS, STEP / 32): scales of the blocks from column `start`, times half_scale."""
+def block_scales(
+    scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: tl.constexpr, WARPS: tl.constexpr
+):
+    """float16 (ROWS, STEP / 32): scales of the blocks from column `start`, times half_scale. WARPS: of the program."""
     ROWS: tl.constexpr = keep.shape[0]
     BLOCKS: tl.constexpr = STEP // 32
-    if N % 64 == 0 and BLOCKS == 2:
-        # Copies to shared memory that go on beside the computation take 4 bytes a thread at least, which threads of
-        # wider tiles find for themselves; taking pairs apart costs those an exchange between threads.
+    if N % 64 == 0 and BLOCKS % 2 == 0 and ROWS * BLOCKS < 64 * WARPS:
+        # Copies to shared memory that go on beside the computation take 4 bytes a thread at least. Where there are two
+        # scales for every thread that is so anyway, and taking pairs apart costs an exchange between threads.
         pair = start // 64 + tl.arange(0, BLOCKS // 2)
         at = scales.to(tl.pointer_type(tl.int32)) + rows[:, None] * (N // 64) + pair[None, :]
         pairs = tl.load(at, mask=columns_inside(keep, pair, N // 64, BLOCKS // 2), other=0)
@@ -89,8 +91,9 @@ def block_scales(scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: t
 
 @triton.jit
 def half_tile(
-    values, scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: tl.constexpr, STORAGE: tl.constexpr
-):
+    values, scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: tl.constexpr, STORAGE: tl.constexpr,
+    WARPS: tl.constexpr,
+):  # fmt: skip
     """Columns start .. start + STEP - 1 of `rows` times half_scale as float16 (ROWS, STEP); of no q4_0. Else 0."""
     at = start + tl.arange(0, STEP)
     wanted = columns_inside(keep, at, N, STEP)
@@ -103,7 +106,7 @@ def half_tile(
         ROWS: tl.constexpr = keep.shape[0]
         BLOCKS: tl.constexpr = STEP // 32
         quants = tl.load(values + rows[:, None] * N + at[None, :], mask=wanted, other=0)
-        d = block_scales(scales, rows, keep, start, half_scale, N, STEP)
+        d = block_scales(scales, rows, keep, start, half_scale, N, STEP, WARPS)
         quants = tl.reshape(quants, (ROWS, BLOCKS, 32))
         # With its sign bit turned a byte is the number plus 128.
         bits = (quants.to(tl.uint8, bitcast=True) ^ 128).to(tl.int16)
@@ -112,7 +115,9 @@ def half_tile(
 
 
 @triton.jit
-def nibble_tiles(values, scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: tl.constexpr):
+def nibble_tiles(
+    values, scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: tl.constexpr, WARPS: tl.constexpr
+):
     """Blocks of Q4_0 from column `start` times half_scale: float16 (ROWS, STEP / 2) of each block's first 16 weights,
     and the same of its last 16. Sums over columns take any order, so the two need not be interleaved."""
     ROWS: tl.constexpr = keep.shape[0]
@@ -123,7 +128,7 @@ def nibble_tiles(values, scales, rows, keep, start, half_scale, N: tl.constexpr,
         values + rows[:, None] * (N // 2) + byte[None, :], mask=columns_inside(keep, byte, N // 2, STEP // 2), other=0
     )
     packed = tl.reshape(packed, (ROWS, BLOCKS, 16))
-    scale = block_scales(scales, rows, keep, start, half_scale, N, STEP)[:, :, None]
+    scale = block_scales(scales, rows, keep, start, half_scale, N, STEP, WARPS)[:, :, None]
     low = tl.reshape(half_integer((packed & 15).to(tl.int16), 8) * scale, (ROWS, STEP // 2))
     high = tl.reshape(half_integer((packed >> 4).to(tl.int16), 8) * scale, (ROWS, STEP // 2))
     return low, high

@@ -68,12 +68,110 @@ TOKEN_BUCKETS = (16, 32, 64, 128, 256, 512)
 _PROGRAMS = 264
 # A part shorter than this many steps does not fill the pipeline of loads.
 _LEAST_STEPS = 4
-# How storages are multiplied: in float32, in two halves, in one half after unpacking blocks.
-STORAGE_CLASSES = {"f32": "f32", "f16": "halves", "bf16": "halves", "q8_0": "blocks", "q4_0": "blocks"}
+# How storages are multiplied: in float32, in two halves, in one half after unpacking bytes or nibbles.
+STORAGE_CLASSES = {"f32": "f32", "f16": "halves", "bf16": "halves", "q8_0": "bytes", "q4_0": "nibbles"}
 
+def _buckets(*configs: TileConfig) -> dict[int, TileConfig]:
+    """One for each of `TOKEN_BUCKETS`, the last for all that are left."""
+    return dict(zip(TOKEN_BUCKETS, (*configs, *[configs[-1]] * (len(TOKEN_BUCKETS) - len(configs))), strict=True))
+
+
+# (kernel, class) -> configurations of the buckets where none is recorded, none of which ptxas spilled on 8.0, 8.9 and
+# 9.0 in any storage of its class, and none with more than 99 KB of shared memory, the least of those.
+# - From 64 tokens on there is a warp for every 16: with more, the warps of a warp group of 9.0 compute what others do,
+#   and layouts are exchanged between products; once that gave wrong results (`attention_tiles`).
+# - Few tokens: some 10 KB of weights in flight a program, several programs on a multiprocessor.
+# - Bytes and nibbles: best with 2 scales a thread (rows * step >= 2048 * warps), see `halves.block_scales`. "hidden"
+#   holds gate and up products; with 64 rows of bytes 8.0 spilled 8 bytes of them.
 TILES: dict[tuple[str, str], dict[int, TileConfig]] = {
-    (k, c): dict.fromkeys(TOKEN_BUCKETS, TileConfig(16, 64, 64, 4, 3)) for k in ("product", "hidden", "down") for c in ("f32", "halves", "blocks")
+    ("product", "f32"): _buckets(TileConfig(16, 64, 32, 4, 3), TileConfig(32, 64, 32, 4, 3)),
+    ("product", "halves"): _buckets(
+        TileConfig(16, 64, 64, 4, 4),
+        TileConfig(32, 64, 64, 4, 4),
+        TileConfig(64, 64, 64, 4, 3),
+        TileConfig(128, 128, 32, 8, 3),
+    ),
+    ("product", "bytes"): _buckets(
+        TileConfig(16, 64, 128, 4, 4),
+        TileConfig(32, 64, 128, 4, 3),
+        TileConfig(64, 64, 128, 4, 3),
+        TileConfig(128, 128, 64, 8, 3),
+    ),
+    ("product", "nibbles"): _buckets(
+        TileConfig(16, 64, 128, 4, 4),
+        TileConfig(32, 64, 128, 4, 3),
+        TileConfig(64, 64, 128, 4, 3),
+        TileConfig(128, 128, 64, 8, 3),
+    ),
+    ("hidden", "f32"): _buckets(TileConfig(16, 64, 32, 8, 3), TileConfig(32, 64, 32, 8, 3)),
+    ("hidden", "halves"): _buckets(
+        TileConfig(16, 32, 128, 4, 3),
+        TileConfig(32, 64, 64, 4, 3),
+        TileConfig(64, 64, 64, 4, 3),
+        TileConfig(128, 64, 32, 8, 3),
+    ),
+    ("hidden", "bytes"): _buckets(
+        TileConfig(16, 32, 256, 4, 3),
+        TileConfig(32, 64, 128, 4, 3),
+        TileConfig(64, 32, 64, 4, 3),
+        TileConfig(128, 32, 64, 8, 3),
+    ),
+    ("hidden", "nibbles"): _buckets(
+        TileConfig(16, 32, 256, 4, 3),
+        TileConfig(32, 64, 128, 4, 3),
+        TileConfig(64, 64, 64, 4, 3),
+        TileConfig(128, 64, 64, 8, 3),
+    ),
+    ("down", "f32"): _buckets(TileConfig(16, 64, 32, 8, 3), TileConfig(32, 64, 32, 8, 3)),
+    ("down", "halves"): _buckets(
+        TileConfig(16, 128, 64, 4, 3),
+        TileConfig(32, 128, 64, 4, 3),
+        TileConfig(64, 64, 64, 4, 3),
+        TileConfig(128, 64, 32, 8, 3),
+    ),
+    ("down", "bytes"): _buckets(
+        TileConfig(16, 128, 64, 4, 3),
+        TileConfig(32, 128, 64, 4, 3),
+        TileConfig(64, 64, 64, 4, 3),
+        TileConfig(128, 64, 64, 8, 3),
+    ),
+    ("down", "nibbles"): _buckets(
+        TileConfig(16, 128, 64, 4, 3),
+        TileConfig(32, 128, 64, 4, 3),
+        TileConfig(64, 64, 64, 4, 3),
+        TileConfig(128, 64, 64, 8, 3),
+    ),
 }
+# What else is worth measuring on a device, which may have registers and shared memory for more. (tokens, rows, warps),
+# with the steps and stages of each kernel and class.
+_SHAPES = ((16, 32, 4), (16, 64, 4), (16, 128, 4), (32, 32, 4), (32, 64, 4), (32, 128, 4), (64, 32, 4), (64, 64, 4),
+           (64, 128, 4), (128, 32, 8), (128, 64, 8), (128, 128, 8), (128, 256, 8))  # fmt: skip
+_DEPTHS = {
+    ("product", "f32"): (32,),
+    ("product", "halves"): (32, 64, 128),
+    ("product", "bytes"): (64, 128, 256),
+    ("product", "nibbles"): (64, 128, 256),
+    ("hidden", "f32"): (32,),
+    ("hidden", "halves"): (32, 64, 128),
+    ("hidden", "bytes"): (64, 128, 256),
+    ("hidden", "nibbles"): (64, 128, 256),
+    ("down", "f32"): (32,),
+    ("down", "halves"): (32, 64),
+    ("down", "bytes"): (32, 64, 128),
+    ("down", "nibbles"): (32, 64, 128),
+}
+# (kernel, class) -> configurations for a tuner to sweep; those of a bucket have at most as many tokens.
+TILE_CANDIDATES: dict[tuple[str, str], tuple[TileConfig, ...]] = {
+    key: tuple(
+        TileConfig(tokens, rows, step, warps, stages)
+        for tokens, rows, warps in _SHAPES
+        for step in depths
+        for stages in (3, 4)
+    )
+    for key, depths in _DEPTHS.items()
+}
+# Parts to sweep besides where sums are cut; `most_parts` bounds them.
+PART_CANDIDATES = (1, 2, 4, 8, 16)
 
 
 def row_config(kernel: str, storage: str, rows: int, cols: int, device: torch.device) -> RowConfig:
@@ -103,7 +201,7 @@ def tile_config(kernel: str, storage: str, n_tokens: int, rows: int, cols: int, 
     # Results of a token, and what is summed where that is the same for all layers.
     outputs, summed = (cols, None) if kernel == "down" else (rows, cols)
     recorded = _recorded(kernel, storage, rows if kernel == "product" else 0, cols, device, bucket)
-    config = recorded if isinstance(recorded, TileConfig) else _tiles(kernel, storage, bucket, outputs)
+    config = recorded if isinstance(recorded, TileConfig) else TILES[kernel, STORAGE_CLASSES[storage]][bucket]
     if kernel == "hidden" or n_tokens > TOKEN_BUCKETS[-1]:
         return replace(config, parts=1)
     most = most_parts(bucket, outputs)
@@ -113,11 +211,6 @@ def tile_config(kernel: str, storage: str, n_tokens: int, rows: int, cols: int, 
     if recorded is None:
         wanted = _PROGRAMS // (cdiv(bucket, config.tokens) * cdiv(max(outputs, 1), config.rows))
     return replace(config, parts=max(1, min(wanted, most)))
-
-
-def _tiles(kernel: str, storage: str, bucket: int, outputs: int) -> TileConfig:
-    """The fallback; smaller tiles where those of the bucket are too few for a device and cannot be cut."""
-    return TILES[kernel, STORAGE_CLASSES[storage]][bucket]
 
 
 def _recorded(

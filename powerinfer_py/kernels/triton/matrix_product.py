@@ -53,6 +53,7 @@ def tile_products(
     STEP: tl.constexpr,
     STORAGE: tl.constexpr,
     BOTH: tl.constexpr,
+    WARPS: tl.constexpr,
 ):
     """Sums (TOKENS, ROWS) of x times rows, in the units of the halves: times `inverse` of the token they are products
     with rows times half_scale. x: the high halves, or float32 for f32. Rows outside `keep` are not read and give 0.
@@ -66,13 +67,13 @@ def tile_products(
             w = tl.load(values + rows[:, None] * N + at[None, :], mask=columns_inside(keep, at, N, STEP), other=0.0)
             total = tl.dot(part, tl.trans(w), total, input_precision="ieee")
         elif STORAGE == "q4_0":
-            first, last = nibble_tiles(values, scales, rows, keep, start, half_scale, N, STEP)
+            first, last = nibble_tiles(values, scales, rows, keep, start, half_scale, N, STEP, WARPS)
             at = nibble_columns(start, STEP)
             total = tl.dot(token_tile(x, tokens, inside, at, N, STEP), tl.trans(first), total)
             total = tl.dot(token_tile(x, tokens, inside, at + 16, N, STEP), tl.trans(last), total)
         else:
             at = start + tl.arange(0, STEP)
-            w = tl.trans(half_tile(values, scales, rows, keep, start, half_scale, N, STEP, STORAGE))
+            w = tl.trans(half_tile(values, scales, rows, keep, start, half_scale, N, STEP, STORAGE, WARPS))
             total = tl.dot(token_tile(x, tokens, inside, at, N, STEP), w, total)
             if BOTH:
                 total = tl.dot(token_tile(low, tokens, inside, at, N, STEP), w, total)
@@ -101,6 +102,7 @@ def product_kernel(
     STEP: tl.constexpr,
     STORAGE: tl.constexpr,
     BOTH: tl.constexpr,
+    WARPS: tl.constexpr,
     OUTPUT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
@@ -116,13 +118,14 @@ def product_kernel(
         length = part_length(N, parts, STEP)
         total = tile_products(
             x, low, tokens, inside, values, scales, rows, keep, half_scale, part * length,
-            tl.minimum(part * length + length, N), N, TOKENS, ROWS, STEP, STORAGE, BOTH,
+            tl.minimum(part * length + length, N), N, TOKENS, ROWS, STEP, STORAGE, BOTH, WARPS,
         )  # fmt: skip
         y += part.to(tl.int64) * n_tokens * n_rows
     else:
         total = tile_products(
-            x, low, tokens, inside, values, scales, rows, keep, half_scale, 0, N, N, TOKENS, ROWS, STEP, STORAGE, BOTH
-        )
+            x, low, tokens, inside, values, scales, rows, keep, half_scale, 0, N, N, TOKENS, ROWS, STEP, STORAGE, BOTH,
+            WARPS,
+        )  # fmt: skip
     if STORAGE != "f32":
         total = total * tl.load(inverse + tokens, mask=inside, other=0.0)[:, None] * half_inverse
     stored = inside[:, None] & keep[None, :]
@@ -185,6 +188,7 @@ def product(
         STEP=config.step,
         STORAGE=matrix.storage,
         BOTH=matrix.storage in EXACT_STORAGES,
+        WARPS=config.warps,
         OUTPUT="sum" if split else output,
         HAS_BIAS=not split and bias is not None,
         HAS_RESIDUAL=not split and residual is not None,
