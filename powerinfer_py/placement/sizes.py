@@ -25,6 +25,11 @@ SPLIT_ATTENTION_TOKENS = 16
 _PARTIAL_NEURONS, _MOST_PARTIALS = 32, 64
 _PARTIAL_POSITIONS = 128
 _ROW_GROUP = 16
+# Sums of prompts that are cut into parts take at most so many float32 a product, 8 MiB; there are at most so many parts,
+# and so many results of a token in all of them: 512 tiles of 128.
+_PARTIAL_SUMS = 1 << 21
+_MOST_PARTS = 16
+_PARTIAL_OUTPUTS = 1 << 16
 _INT32_BYTES = 4
 _INT64_BYTES = 8
 # A matrix that has to be transposed for its rows to be neurons keeps these types; blocks of another cannot be turned.
@@ -123,14 +128,16 @@ def workspace_bytes(sizes: ModelSizes, n_tokens: int, *, head_on_gpu: bool) -> i
     (int32) and their count a token; hot and cold parts; positions and slots (int64); what the kernels keep besides
     (`_kernel_bytes`); logits of at most `HEAD_TOKENS` tokens.
     """
-    # Fewer tokens take other kernels, which may keep more.
-    counts = {min(n_tokens, DECODE_TOKENS), min(n_tokens, SPLIT_ATTENTION_TOKENS), n_tokens}
+    # Fewer tokens take other kernels, or have their sums cut, and may keep more.
+    limits = [DECODE_TOKENS, SPLIT_ATTENTION_TOKENS, *(_PARTIAL_SUMS // (2 * n) for _, n in _products(sizes) if n)]
+    counts = {n_tokens, *(min(n_tokens, limit) for limit in limits if limit)}
     needed = max(_forward_bytes(sizes, count) for count in counts)
     if not head_on_gpu:
         return needed
     n_head_tokens = min(n_tokens, HEAD_TOKENS)
-    logits = aligned(n_head_tokens * sizes.config.n_vocab * FLOAT32_BYTES)
-    return needed + logits + _halves(sizes.config.n_embd, n_head_tokens)
+    n_vocab = sizes.config.n_vocab
+    logits = aligned(n_head_tokens * n_vocab * FLOAT32_BYTES)
+    return needed + logits + _halves(sizes.config.n_embd, n_head_tokens) + _partial_sums(n_vocab, n_head_tokens)
 
 
 def _forward_bytes(sizes: ModelSizes, n_tokens: int) -> int:
@@ -154,22 +161,46 @@ def _forward_bytes(sizes: ModelSizes, n_tokens: int) -> int:
 
 def _kernel_bytes(sizes: ModelSizes, n_tokens: int) -> int:
     """What device kernels keep while they run. Few tokens: partial sums of the down projection (a row for every 32
-    neurons, at most 64). More: the input of each product as two float16 halves and a scale
-    a token, and the neurons that any token needs. Attention of few tokens keeps a part for every 128 positions.
+    neurons, at most 64). More: the input of each product as two float16 halves and a scale a token, its sums where they
+    are cut into parts, and the neurons that any token needs. Attention of few tokens keeps a part for every 128
+    positions.
     """
     config, f32 = sizes.config, FLOAT32_BYTES
     if n_tokens <= DECODE_TOKENS:
         n_partial = n_tokens * min(_MOST_PARTIALS, -(-config.n_ff // _PARTIAL_NEURONS))
         n_bytes = aligned(n_partial * config.n_embd * f32)
     else:
-        inputs = [*[config.n_embd] * 4, config.n_head * config.head_dim_v, _padded(config.n_ff)]
-        inputs += [config.n_embd, sizes.predictor_rank] if sizes.predictor_rank else []
-        n_bytes = sum(_halves(n, n_tokens) for n in inputs)
+        n_bytes = sum(_halves(n_in, n_tokens) + _partial_sums(n_out, n_tokens) for n_in, n_out in _products(sizes))
         n_bytes += aligned(config.n_ff * _INT32_BYTES) + aligned(config.n_ff) + aligned(_INT32_BYTES)
     if n_tokens <= SPLIT_ATTENTION_TOKENS:
         n_parts = n_tokens * config.n_head * -(-sizes.n_ctx // _PARTIAL_POSITIONS)
         return n_bytes + aligned(n_parts * config.head_dim_v * f32) + aligned(n_parts * 2 * f32)
     return n_bytes + _halves(config.n_head * config.head_dim, n_tokens)
+
+
+def _products(sizes: ModelSizes) -> list[tuple[int, int]]:
+    """Numbers that go into each product of a prompt for a token, and that come out. Sums of gate and up are not cut;
+    those of the down projection are kept of hot and of cold neurons."""
+    config = sizes.config
+    n_heads = config.n_head * config.head_dim_v
+    outputs = [
+        config.n_head * config.head_dim,
+        config.n_head_kv * config.head_dim,
+        config.n_head_kv * config.head_dim_v,
+    ]
+    products = [(config.n_embd, n) for n in outputs]
+    products += [(n_heads, config.n_embd), (config.n_embd, 0), (_padded(config.n_ff), config.n_embd)]
+    products += [(0, config.n_embd)]
+    if sizes.predictor_rank:
+        products += [(config.n_embd, sizes.predictor_rank), (sizes.predictor_rank, config.n_ff)]
+    return products
+
+
+def _partial_sums(n_out: int, n_tokens: int) -> int:
+    """The most that parts of the sums of one product take with so many tokens, whether or not they are cut."""
+    if most_parts(n_tokens, n_out) == 1:
+        return 0
+    return aligned(min(_PARTIAL_SUMS, most_parts(1, n_out) * n_tokens * n_out) * FLOAT32_BYTES)
 
 
 def _padded(n: int) -> int:
@@ -179,6 +210,12 @@ def _padded(n: int) -> int:
 
 def _halves(n_in: int, n_tokens: int) -> int:
     return 2 * aligned(n_tokens * n_in * 2) + aligned(n_tokens * FLOAT32_BYTES)
+
+
+def most_parts(n_tokens: int, outputs: int) -> int:
+    """How many parts the sums of a product of `n_tokens` tokens with `outputs` results each may be cut into."""
+    outputs = max(1, outputs)
+    return max(1, min(_MOST_PARTS, _PARTIAL_OUTPUTS // outputs, _PARTIAL_SUMS // (max(1, n_tokens) * outputs)))
 
 
 def staging_bytes(sizes: ModelSizes, n_tokens: int) -> int:

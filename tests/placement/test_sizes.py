@@ -17,6 +17,7 @@ from powerinfer_py.placement.sizes import (
     ModelSizes,
     band_bytes,
     model_sizes,
+    most_parts,
     staging_bytes,
     workspace_bytes,
 )
@@ -128,14 +129,15 @@ def test_workspace_grows_with_tokens_and_holds_logits_of_a_few(fixtures: Path) -
     assert staging_bytes(sizes, 5) == aligned(5 * config.n_embd * 4) + 2 * band_bytes(sizes)
     assert sizes.layers[0].hot_bytes(config.n_ff // 8) <= band_bytes(sizes) < sizes.layers[0].hot_bytes(config.n_ff)
     logits, halves = HEAD_TOKENS * config.n_vocab * 4, 2 * HEAD_TOKENS * config.n_embd * 2
-    assert with_head - many == aligned(logits) + halves + aligned(HEAD_TOKENS * 4)
+    partial = most_parts(HEAD_TOKENS, config.n_vocab) * HEAD_TOKENS * config.n_vocab * 4
+    assert with_head - many == aligned(logits) + halves + aligned(HEAD_TOKENS * 4) + aligned(partial)
 
 
 def test_workspace_never_shrinks_as_tokens_grow(fixtures: Path) -> None:
     """A chunk of few tokens takes other kernels; what they keep must fit where a longer chunk was planned."""
     with open_gguf(fixtures / "relu-llama.powerinfer.gguf") as file:
         sizes = sizes_of(file, Sparsity.PREDICTOR, n_ctx=4096)
-    needed = [workspace_bytes(sizes, n, head_on_gpu=False) for n in range(1, 40)]
+    needed = [workspace_bytes(sizes, n, head_on_gpu=False) for n in [*range(1, 40), *range(40, 20000, 499)]]
     assert needed == sorted(needed)
     # Sixteen tokens keep parts of every head for each 128 positions; that alone is this much.
     assert needed[16] >= 16 * sizes.config.n_head * 32 * (sizes.config.head_dim_v + 2) * 4

@@ -21,8 +21,10 @@ from powerinfer_py.kernels.triton.device_rows import Allocate
 from powerinfer_py.kernels.triton.halves import Halves, power_of_two_scale, two_halves
 
 # Queries are read anew for every tile of keys, 32 columns at a time, from the L1 cache: kept in registers, both halves
-# took all 255 and spilled. 64 x 128 float32 sums are 32 registers of each of 256 threads.
-_TOKENS, _TILE, _PART, _WARPS = 64, 32, 32, 8
+# took all 255 and spilled. 64 x 128 float32 sums are 64 registers of each of 128 threads.
+# A warp for every 16 tokens: with twice as many, Triton 3.6 gave both warp groups of 9.0 the same rows of scores and
+# half the columns of sums each, and between the two layouts heads of 20 and 12 columns lost products of the high halves.
+_TOKENS, _TILE, _PART, _WARPS = 64, 32, 32, 4
 # Halves of keys and values besides those of queries leave no room for more.
 _BLOCK_TOKENS, _BLOCK_TILE, _BLOCK_PART, _BLOCK_WARPS = 32, 16, 32, 8
 # Weights lie in [0, 1]; times 2^14 even low halves of small ones are no subnormal float16. Values of q8_0 are brought

@@ -175,7 +175,7 @@ def _many_tokens(call: _Call) -> None:
     downs = None
     if weights.down_is_transposed:
         down_tile = down_config(weights.down.handle, n_tokens, call.x.device)
-        downs = allocate((launch.cdiv(n_tokens, down_tile.tokens), 1), torch.int32)
+        downs = allocate((launch.cdiv(n_tokens, down_tile.tokens) * down_tile.parts, 1), torch.int32)
         down_tiles(
             weights.down.handle,
             hidden,

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from powerinfer_py.kernels.triton import launch
 from powerinfer_py.kernels.triton.device_rows import Allocate
-from powerinfer_py.kernels.triton.weight_rows import high_nibbles, low_nibbles, signed_bytes
 
 # Storages whose activations are multiplied in both halves.
 EXACT_STORAGES = ("f16", "bf16")
@@ -46,12 +45,56 @@ def two_halves(scaled):
 
 
 @triton.jit
+def columns_inside(rows_too, at, N: tl.constexpr, STEP: tl.constexpr):
+    """Mask (rows, columns) of columns `at` below N; of whole steps all are, which the compiler cannot see."""
+    if N % STEP == 0:
+        inside = rows_too[:, None]
+    else:
+        inside = rows_too[:, None] & (at < N)[None, :]
+    return inside
+
+
+@triton.jit
+def half_integer(bits, OFFSET: tl.constexpr):
+    """float16 `bits - OFFSET` for bits (int16) below 1024, exactly: written into the low bits of 1024."""
+    return (bits | 0x6400).to(tl.float16, bitcast=True) - (1024.0 + OFFSET)
+
+
+@triton.jit
+def half_scales(d, half_scale):
+    """float16 d times half_scale, which is a power of two: exact from 2^-14 on."""
+    return (d.to(tl.float32) * half_scale).to(tl.float16)
+
+
+@triton.jit
+def block_scales(scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: tl.constexpr, WARPS: tl.constexpr):
+    """float16 (ROWS, STEP / 32): scales of the blocks from column `start`, times half_scale. WARPS: of the program."""
+    ROWS: tl.constexpr = keep.shape[0]
+    BLOCKS: tl.constexpr = STEP // 32
+    if N % 64 == 0 and BLOCKS % 2 == 0 and ROWS * BLOCKS < 64 * WARPS:
+        # Copies to shared memory that go on beside the computation take 4 bytes a thread at least. Where there are two
+        # scales for every thread that is so anyway, and taking pairs apart costs an exchange between threads.
+        pair = start // 64 + tl.arange(0, BLOCKS // 2)
+        at = scales.to(tl.pointer_type(tl.int32)) + rows[:, None] * (N // 64) + pair[None, :]
+        pairs = tl.load(at, mask=columns_inside(keep, pair, N // 64, BLOCKS // 2), other=0)
+        first = (pairs & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True)
+        second = (pairs >> 16).to(tl.uint16).to(tl.float16, bitcast=True)
+        d = tl.reshape(tl.join(first, second), (ROWS, BLOCKS))
+    else:
+        block = start // 32 + tl.arange(0, BLOCKS)
+        at = scales + rows[:, None] * (N // 32) + block[None, :]
+        d = tl.load(at, mask=columns_inside(keep, block, N // 32, BLOCKS), other=0.0)
+    return half_scales(d, half_scale)
+
+
+@triton.jit
 def half_tile(
-    values, scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: tl.constexpr, STORAGE: tl.constexpr
-):
+    values, scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: tl.constexpr, STORAGE: tl.constexpr,
+    WARPS: tl.constexpr,
+):  # fmt: skip
     """Columns start .. start + STEP - 1 of `rows` times half_scale as float16 (ROWS, STEP); of no q4_0. Else 0."""
     at = start + tl.arange(0, STEP)
-    wanted = keep[:, None] & (at < N)[None, :]
+    wanted = columns_inside(keep, at, N, STEP)
     if STORAGE == "f16":
         tile = tl.load(values + rows[:, None] * N + at[None, :], mask=wanted, other=0.0)
     elif STORAGE == "bf16":
@@ -59,30 +102,33 @@ def half_tile(
         tile = (w.to(tl.float32) * half_scale).to(tl.float16)
     else:
         ROWS: tl.constexpr = keep.shape[0]
-        block = start // 32 + tl.arange(0, STEP // 32)
-        inside = keep[:, None] & (block < N // 32)[None, :]  # (ROWS, blocks)
-        place = tl.arange(0, 32)
-        at_weight = block[:, None] * 32 + place[None, :]
-        quants = tl.load(values + rows[:, None, None] * N + at_weight[None, :, :], mask=inside[:, :, None], other=0)
-        d = tl.load(scales + rows[:, None] * (N // 32) + block[None, :], mask=inside, other=0.0)
-        w = signed_bytes(quants) * (d.to(tl.float32) * half_scale)[:, :, None]
-        tile = tl.reshape(w, (ROWS, STEP)).to(tl.float16)
+        BLOCKS: tl.constexpr = STEP // 32
+        quants = tl.load(values + rows[:, None] * N + at[None, :], mask=wanted, other=0)
+        d = block_scales(scales, rows, keep, start, half_scale, N, STEP, WARPS)
+        quants = tl.reshape(quants, (ROWS, BLOCKS, 32))
+        # With its sign bit turned a byte is the number plus 128.
+        bits = (quants.to(tl.uint8, bitcast=True) ^ 128).to(tl.int16)
+        tile = tl.reshape(half_integer(bits, 128) * d[:, :, None], (ROWS, STEP))
     return tile
 
 
 @triton.jit
-def nibble_tiles(values, scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: tl.constexpr):
+def nibble_tiles(
+    values, scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: tl.constexpr, WARPS: tl.constexpr
+):
     """Blocks of Q4_0 from column `start` times half_scale: float16 (ROWS, STEP / 2) of each block's first 16 weights,
     and the same of its last 16. Sums over columns take any order, so the two need not be interleaved."""
     ROWS: tl.constexpr = keep.shape[0]
-    block = start // 32 + tl.arange(0, STEP // 32)
-    inside = keep[:, None] & (block < N // 32)[None, :]  # (ROWS, blocks)
-    at_byte = block[:, None] * 16 + tl.arange(0, 16)[None, :]
-    packed = tl.load(values + rows[:, None, None] * (N // 2) + at_byte[None, :, :], mask=inside[:, :, None], other=0)
-    d = tl.load(scales + rows[:, None] * (N // 32) + block[None, :], mask=inside, other=0.0)
-    scale = (d.to(tl.float32) * half_scale)[:, :, None]
-    low = tl.reshape(low_nibbles(packed) * scale, (ROWS, STEP // 2)).to(tl.float16)
-    high = tl.reshape(high_nibbles(packed) * scale, (ROWS, STEP // 2)).to(tl.float16)
+    BLOCKS: tl.constexpr = STEP // 32
+    byte = start // 2 + tl.arange(0, STEP // 2)
+    # Loaded without the third dimension: with it threads side by side are given blocks of different rows.
+    packed = tl.load(
+        values + rows[:, None] * (N // 2) + byte[None, :], mask=columns_inside(keep, byte, N // 2, STEP // 2), other=0
+    )
+    packed = tl.reshape(packed, (ROWS, BLOCKS, 16))
+    scale = block_scales(scales, rows, keep, start, half_scale, N, STEP, WARPS)[:, :, None]
+    low = tl.reshape(half_integer((packed & 15).to(tl.int16), 8) * scale, (ROWS, STEP // 2))
+    high = tl.reshape(half_integer((packed >> 4).to(tl.int16), 8) * scale, (ROWS, STEP // 2))
     return low, high
 
 
@@ -97,7 +143,8 @@ def nibble_columns(start, STEP: tl.constexpr):
 def split_kernel(
     x, high, low, inverse, n_listed, n, groups, GROUP: tl.constexpr, STEP: tl.constexpr, LIMITED: tl.constexpr
 ):
-    """One token's activations as halves. LIMITED: only the first `n_listed[0]` of them; the rest is left alone.
+    """One token's activations as halves. LIMITED: only the first `n_listed[0]` of them; the rest is left alone, but
+    for zeros up to the next multiple of GROUP, so that kernels may read whole groups.
 
     Rows of x and of the halves lie groups * GROUP apart.
     """
@@ -115,14 +162,14 @@ def split_kernel(
         start += STEP
     scale, backwards = power_of_two_scale(tl.max(largest, axis=0))
     tl.store(inverse + token, backwards)
+    padded = (end + (GROUP - 1)) // GROUP * GROUP
     start = n * 0
-    while start < end:
+    while start < padded:
         at = start + offsets
-        inside = at < end
-        part = tl.load(x + row + at, mask=inside, other=0.0)
+        part = tl.load(x + row + at, mask=at < end, other=0.0)
         first, second = two_halves(part * scale)
-        tl.store(high + row + at, first, mask=inside)
-        tl.store(low + row + at, second, mask=inside)
+        tl.store(high + row + at, first, mask=at < padded)
+        tl.store(low + row + at, second, mask=at < padded)
         start += STEP
 
 

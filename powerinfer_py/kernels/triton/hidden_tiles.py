@@ -47,17 +47,20 @@ def scaled_products(
     STEP: tl.constexpr,
     STORAGE: tl.constexpr,
     BOTH: tl.constexpr,
+    WARPS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
 ):
     """Products and bias: float32 (TOKENS, ROWS)."""
     if STORAGE == "f32":
         total = tile_products(
-            x, x, tokens, inside, values, scales, rows, keep, half_scale, N, TOKENS, ROWS, STEP, STORAGE, BOTH
-        )
+            x, x, tokens, inside, values, scales, rows, keep, half_scale, 0, N, N, TOKENS, ROWS, STEP, STORAGE, BOTH,
+            WARPS,
+        )  # fmt: skip
     else:
         total = tile_products(
-            high, low, tokens, inside, values, scales, rows, keep, half_scale, N, TOKENS, ROWS, STEP, STORAGE, BOTH
-        )
+            high, low, tokens, inside, values, scales, rows, keep, half_scale, 0, N, N, TOKENS, ROWS, STEP, STORAGE,
+            BOTH, WARPS,
+        )  # fmt: skip
         total = total * back[:, None] * half_inverse
     if HAS_BIAS:
         total += tl.load(bias + rows, mask=keep, other=0.0)[None, :]
@@ -101,6 +104,7 @@ def hidden_tiles_kernel(
     UP: tl.constexpr,
     GATE_BOTH: tl.constexpr,
     UP_BOTH: tl.constexpr,
+    WARPS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     HAS_GATE_BIAS: tl.constexpr,
     HAS_UP_BIAS: tl.constexpr,
@@ -124,43 +128,49 @@ def hidden_tiles_kernel(
         keep = entry < n
         rows = entry.to(tl.int64)
     here = inside[:, None] & keep[None, :]  # (TOKENS, ROWS)
-    wanted = here
-    if MASKED:
-        wanted = here & (tl.load(mask + tokens[:, None] * mask_stride + rows[None, :], mask=here, other=0) != 0)
     back = tl.load(inverse + tokens, mask=inside, other=0.0)
     n_up = 0
     if GATE == "none":
         first = scaled_products(
             x, high, low, back, tokens, inside, up_values, up_scales, up_bias, rows, keep, up_half_scale,
-            up_half_inverse, N, TOKENS, ROWS, STEP, UP, UP_BOTH, HAS_UP_BIAS,
+            up_half_inverse, N, TOKENS, ROWS, STEP, UP, UP_BOTH, WARPS, HAS_UP_BIAS,
         )  # fmt: skip
-        fired = first_fired(first, wanted, threshold, ACTIVATION)
-        value = activated(first, fired, ACTIVATION)
     else:
         first = scaled_products(
             x, high, low, back, tokens, inside, gate_values, gate_scales, gate_bias, rows, keep, gate_half_scale,
-            gate_half_inverse, N, TOKENS, ROWS, STEP, GATE, GATE_BOTH, HAS_GATE_BIAS,
+            gate_half_inverse, N, TOKENS, ROWS, STEP, GATE, GATE_BOTH, WARPS, HAS_GATE_BIAS,
         )  # fmt: skip
-        fired = first_fired(first, wanted, threshold, ACTIVATION)
+    # Not before: it would be kept in registers meanwhile.
+    wanted = here
+    if MASKED:
+        wanted = here & (tl.load(mask + tokens[:, None] * mask_stride + rows[None, :], mask=here, other=0) != 0)
+    n_first = pairs(here if ALL_ROWS else wanted)
+    fired = first_fired(first, wanted, threshold, ACTIVATION)
+    if GATE == "none":
+        value = activated(first, fired, ACTIVATION)
+    else:
         n_up = pairs(here if ALL_ROWS else fired)
         reads = keep if ALL_ROWS else tl.max(fired.to(tl.int32), axis=0) > 0
+        first = activated(first, fired, ACTIVATION)
         up = scaled_products(
             x, high, low, back, tokens, inside, up_values, up_scales, up_bias, rows, reads, up_half_scale,
-            up_half_inverse, N, TOKENS, ROWS, STEP, UP, UP_BOTH, HAS_UP_BIAS,
+            up_half_inverse, N, TOKENS, ROWS, STEP, UP, UP_BOTH, WARPS, HAS_UP_BIAS,
         )  # fmt: skip
         if ACTIVATION == "drelu":
             fired = fired & ((up <= 0.0) == 0)
-        value = tl.where(fired, activated(first, fired, ACTIVATION) * up, 0.0)
+        value = tl.where(fired, first * up, 0.0)
     tl.store(hidden + tokens[:, None] * (groups * GROUP) + entry[None, :], value, mask=here)
     if OBSERVED:
         tl.store(fired_out + tokens[:, None] * n + rows[None, :], fired.to(tl.uint8), mask=here)
-    n_first = pairs(here if ALL_ROWS else wanted)
     count_program(counted, tl.program_id(0) * n_programs + program, n_first, n_up, pairs(fired))
 
 
 def tile_config_of(neurons: Neurons, n_tokens: int, device: torch.device) -> launch.TileConfig:
     """How `hidden_tiles` runs; numbers are counted for each tile of `tokens` and `rows`."""
-    return launch.tile_config("hidden", neurons.up.storage, n_tokens, neurons.up.rows, neurons.up.cols, device)
+    # A gate in another storage takes what fits both.
+    storages = {m.storage for m in (neurons.gate, neurons.up) if m is not None}
+    storage = "f32" if "f32" in storages else neurons.up.storage
+    return launch.tile_config("hidden", storage, n_tokens, neurons.up.rows, neurons.up.cols, device)
 
 
 def hidden_tiles(
@@ -233,6 +243,7 @@ def hidden_tiles(
         UP=up.storage,
         GATE_BOTH=gate.storage in EXACT_STORAGES,
         UP_BOTH=up.storage in EXACT_STORAGES,
+        WARPS=config.warps,
         ACTIVATION=str(neurons.activation),
         HAS_GATE_BIAS=neurons.gate_bias is not None,
         HAS_UP_BIAS=neurons.up_bias is not None,

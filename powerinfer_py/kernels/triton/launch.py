@@ -9,11 +9,13 @@ fallbacks below serve every shape. They follow from hardware facts, not from mea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from powerinfer_py.placement.sizes import most_parts
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,24 @@ class RowConfig:
 
 @dataclass(frozen=True)
 class TileConfig:
-    """A kernel around `tl.dot`: `tokens` x `rows` results a program, sums cut into `step`. All at least 16."""
+    """A kernel around `tl.dot`: `tokens` x `rows` results a program, sums taken `step` at a time. All at least 16.
+
+    parts: pieces of a sum, each a program's; more than one are added by a second kernel.
+    """
 
     tokens: int
     rows: int
     step: int
     warps: int
     stages: int
+    parts: int = 1
 
 
-# (kernel, compute capability, storage, rows, cols) -> configuration, recorded on that device.
-RECORDED: dict[tuple[str, tuple[int, int], str, int, int], RowConfig | TileConfig] = {}
+# (kernel, compute capability, storage, rows, cols, token bucket) -> configuration, recorded on that device. The bucket
+# is 0 for kernels that read whole rows; rows are 0 for tiles of "hidden" and "down", whose neurons differ from layer to
+# layer.
+Key = tuple[str, tuple[int, int], str, int, int, int]
+RECORDED: dict[Key, RowConfig | TileConfig] = {}
 
 # More tokens than this go through tl.dot, whose smallest tile has 16: up to 4, reading the rows once for each token
 # (from the L2 cache but for the first) moves fewer bytes through it than the tile wastes work.
@@ -64,10 +73,117 @@ _MOST_WARPS = 4
 # Four on each of 132 multiprocessors.
 _PROGRAMS = 528
 
-# (rows, step, warps) of the kernels around tl.dot at up to 64 tokens: the largest that ptxas did not spill on 8.0, 8.9
-# and 9.0. "hidden" holds gate and up products, "down" two sums of half the columns for Q4_0. F32 weights, which no
-# tensor core multiplies in full, take at most 32 tokens, 64 rows and steps of 32.
-_TILES = {"product": (64, 64, 4), "hidden": (64, 64, 8), "down": (128, 32, 8)}
+# Numbers of tokens that tiles are configured for: a chunk counts as the next larger, more as the last.
+TOKEN_BUCKETS = (16, 32, 64, 128, 256, 512)
+# Two for each of an H200's 132 multiprocessors: fewer programs than this are worth cutting sums into parts.
+_PROGRAMS = 264
+# A part shorter than this many steps does not fill the pipeline of loads.
+_LEAST_STEPS = 4
+# How storages are multiplied: in float32, in two halves, in one half after unpacking bytes or nibbles.
+STORAGE_CLASSES = {"f32": "f32", "f16": "halves", "bf16": "halves", "q8_0": "bytes", "q4_0": "nibbles"}
+
+
+def _buckets(*configs: TileConfig) -> dict[int, TileConfig]:
+    """One for each of `TOKEN_BUCKETS`, the last for all that are left."""
+    return dict(zip(TOKEN_BUCKETS, (*configs, *[configs[-1]] * (len(TOKEN_BUCKETS) - len(configs))), strict=True))
+
+
+# (kernel, class) -> configurations of the buckets where none is recorded, none of which ptxas spilled on 8.0, 8.9 and
+# 9.0 in any storage of its class, and none with more than 99 KB of shared memory, the least of those.
+# - From 64 tokens on there is a warp for every 16: with more, the warps of a warp group of 9.0 compute what others do,
+#   and layouts are exchanged between products; once that gave wrong results (`attention_tiles`).
+# - Few tokens: some 10 KB of weights in flight a program, several programs on a multiprocessor.
+# - Bytes and nibbles: best with 2 scales a thread (rows * step >= 2048 * warps), see `halves.block_scales`. "hidden"
+#   holds gate and up products; with 64 rows of bytes 8.0 spilled 8 bytes of them.
+TILES: dict[tuple[str, str], dict[int, TileConfig]] = {
+    ("product", "f32"): _buckets(TileConfig(16, 64, 32, 4, 3), TileConfig(32, 64, 32, 4, 3)),
+    ("product", "halves"): _buckets(
+        TileConfig(16, 64, 64, 4, 4),
+        TileConfig(32, 64, 64, 4, 4),
+        TileConfig(64, 64, 64, 4, 3),
+        TileConfig(128, 128, 32, 8, 3),
+    ),
+    ("product", "bytes"): _buckets(
+        TileConfig(16, 64, 128, 4, 4),
+        TileConfig(32, 64, 128, 4, 3),
+        TileConfig(64, 64, 128, 4, 3),
+        TileConfig(128, 128, 64, 8, 3),
+    ),
+    ("product", "nibbles"): _buckets(
+        TileConfig(16, 64, 128, 4, 4),
+        TileConfig(32, 64, 128, 4, 3),
+        TileConfig(64, 64, 128, 4, 3),
+        TileConfig(128, 128, 64, 8, 3),
+    ),
+    ("hidden", "f32"): _buckets(TileConfig(16, 64, 32, 8, 3), TileConfig(32, 64, 32, 8, 3)),
+    ("hidden", "halves"): _buckets(
+        TileConfig(16, 32, 128, 4, 3),
+        TileConfig(32, 64, 64, 4, 3),
+        TileConfig(64, 64, 64, 4, 3),
+        TileConfig(128, 64, 32, 8, 3),
+    ),
+    ("hidden", "bytes"): _buckets(
+        TileConfig(16, 32, 256, 4, 3),
+        TileConfig(32, 64, 128, 4, 3),
+        TileConfig(64, 32, 64, 4, 3),
+        TileConfig(128, 32, 64, 8, 3),
+    ),
+    ("hidden", "nibbles"): _buckets(
+        TileConfig(16, 32, 256, 4, 3),
+        TileConfig(32, 64, 128, 4, 3),
+        TileConfig(64, 64, 64, 4, 3),
+        TileConfig(128, 64, 64, 8, 3),
+    ),
+    ("down", "f32"): _buckets(TileConfig(16, 64, 32, 8, 3), TileConfig(32, 64, 32, 8, 3)),
+    ("down", "halves"): _buckets(
+        TileConfig(16, 128, 64, 4, 3),
+        TileConfig(32, 128, 64, 4, 3),
+        TileConfig(64, 64, 64, 4, 3),
+        TileConfig(128, 64, 32, 8, 3),
+    ),
+    ("down", "bytes"): _buckets(
+        TileConfig(16, 128, 64, 4, 3),
+        TileConfig(32, 128, 64, 4, 3),
+        TileConfig(64, 64, 64, 4, 3),
+        TileConfig(128, 64, 64, 8, 3),
+    ),
+    ("down", "nibbles"): _buckets(
+        TileConfig(16, 128, 64, 4, 3),
+        TileConfig(32, 128, 64, 4, 3),
+        TileConfig(64, 64, 64, 4, 3),
+        TileConfig(128, 64, 64, 8, 3),
+    ),
+}
+# What else is worth measuring on a device, which may have registers and shared memory for more. (tokens, rows, warps),
+# with the steps and stages of each kernel and class.
+_SHAPES = ((16, 32, 4), (16, 64, 4), (16, 128, 4), (32, 32, 4), (32, 64, 4), (32, 128, 4), (64, 32, 4), (64, 64, 4),
+           (64, 128, 4), (128, 32, 8), (128, 64, 8), (128, 128, 8), (128, 256, 8))  # fmt: skip
+_DEPTHS = {
+    ("product", "f32"): (32,),
+    ("product", "halves"): (32, 64, 128),
+    ("product", "bytes"): (64, 128, 256),
+    ("product", "nibbles"): (64, 128, 256),
+    ("hidden", "f32"): (32,),
+    ("hidden", "halves"): (32, 64, 128),
+    ("hidden", "bytes"): (64, 128, 256),
+    ("hidden", "nibbles"): (64, 128, 256),
+    ("down", "f32"): (32,),
+    ("down", "halves"): (32, 64),
+    ("down", "bytes"): (32, 64, 128),
+    ("down", "nibbles"): (32, 64, 128),
+}
+# (kernel, class) -> configurations for a tuner to sweep; those of a bucket have at most as many tokens.
+TILE_CANDIDATES: dict[tuple[str, str], tuple[TileConfig, ...]] = {
+    key: tuple(
+        TileConfig(tokens, rows, step, warps, stages)
+        for tokens, rows, warps in _SHAPES
+        for step in depths
+        for stages in (3, 4)
+    )
+    for key, depths in _DEPTHS.items()
+}
+# Parts to sweep besides where sums are cut; `most_parts` bounds them.
+PART_CANDIDATES = (1, 2, 4, 8, 16)
 
 
 def row_config(kernel: str, storage: str, rows: int, cols: int, device: torch.device) -> RowConfig:
@@ -83,22 +199,39 @@ def row_config(kernel: str, storage: str, rows: int, cols: int, device: torch.de
     return RowConfig(rows=4 if rows >= _FEW_ROWS else 2, step=step, warps=warps, stages=1, programs=_PROGRAMS)
 
 
+def token_bucket(n_tokens: int) -> int:
+    """The number of `TOKEN_BUCKETS` that `n_tokens` count as."""
+    return next((bucket for bucket in TOKEN_BUCKETS if n_tokens <= bucket), TOKEN_BUCKETS[-1])
+
+
 def tile_config(kernel: str, storage: str, n_tokens: int, rows: int, cols: int, device: torch.device) -> TileConfig:
-    """Configuration of a product of `n_tokens` tokens with `rows` rows of `cols` weights."""
-    recorded = _recorded(kernel, storage, rows, cols, device)
-    if isinstance(recorded, TileConfig):
-        return recorded
-    rows, step, warps = _TILES[kernel]
-    tokens = 16 if n_tokens <= 16 else 32 if n_tokens <= 32 else 64
-    if storage == "f32":
-        tokens, rows, step = min(tokens, 32), min(rows, 64), 32
-    return TileConfig(tokens=tokens, rows=rows, step=step, warps=warps, stages=3)
+    """Configuration of a product of `n_tokens` tokens with `rows` rows of `cols` weights; "down": with its columns.
+
+    The same for all tokens of a bucket, and of "hidden" and "down" for all numbers of neurons, so that a warm-up has
+    compiled what a step launches.
+    """
+    bucket = token_bucket(n_tokens)
+    # Results of a token, and what is summed where that is the same for all layers.
+    outputs, summed = (cols, None) if kernel == "down" else (rows, cols)
+    recorded = _recorded(kernel, storage, rows if kernel == "product" else 0, cols, device, bucket)
+    config = recorded if isinstance(recorded, TileConfig) else TILES[kernel, STORAGE_CLASSES[storage]][bucket]
+    if kernel == "hidden" or n_tokens > TOKEN_BUCKETS[-1]:
+        return replace(config, parts=1)
+    most = most_parts(bucket, outputs)
+    if summed is not None:
+        most = min(most, max(1, summed // (config.step * _LEAST_STEPS)))
+    wanted = config.parts
+    if recorded is None:
+        wanted = _PROGRAMS // (cdiv(bucket, config.tokens) * cdiv(max(outputs, 1), config.rows))
+    return replace(config, parts=max(1, min(wanted, most)))
 
 
-def _recorded(kernel: str, storage: str, rows: int, cols: int, device: torch.device) -> RowConfig | TileConfig | None:
+def _recorded(
+    kernel: str, storage: str, rows: int, cols: int, device: torch.device, bucket: int = 0
+) -> RowConfig | TileConfig | None:
     if not RECORDED or device.type != "cuda":
         return None
-    return RECORDED.get((kernel, torch.cuda.get_device_capability(device), storage, rows, cols))
+    return RECORDED.get((kernel, torch.cuda.get_device_capability(device), storage, rows, cols, bucket))
 
 
 def has_tensor_cores(device: torch.device) -> bool:

@@ -2,7 +2,8 @@
 """Products of a matrix with the tokens of a prompt, tile by tile through tl.dot with float32 sums.
 
 The precision of each storage is explained in `halves`; F32 weights are multiplied in full float32 (`ieee`). A tile of
-rows is read once for every tile of tokens; programs that share it run side by side and find it in the L2 cache.
+rows is read once for every tile of tokens; programs that share it run side by side and find it in the L2 cache. Where
+tiles are too few for a device's multiprocessors, columns are cut into parts, whose sums `partial_sums` adds.
 """
 
 from __future__ import annotations
@@ -17,17 +18,20 @@ from powerinfer_py.kernels.triton.device_rows import Allocate, DeviceRows
 from powerinfer_py.kernels.triton.halves import (
     EXACT_STORAGES,
     Halves,
+    columns_inside,
     half_tile,
     nibble_columns,
     nibble_tiles,
 )
+from powerinfer_py.kernels.triton.loops import steps
 from powerinfer_py.kernels.triton.matrix_vector import finish
+from powerinfer_py.kernels.triton.partial_sums import add_parts, part_length
 
 
 @triton.jit
-def token_tile(x, tokens, inside, at, N: tl.constexpr):
-    """Columns `at` of `tokens` (int64): (TOKENS, columns), 0 outside."""
-    return tl.load(x + tokens[:, None] * N + at[None, :], mask=inside[:, None] & (at < N)[None, :], other=0.0)
+def token_tile(x, tokens, inside, at, N: tl.constexpr, STEP: tl.constexpr):
+    """Columns `at` of `tokens` (int64): (TOKENS, columns), 0 outside. STEP: columns from one tile to the next."""
+    return tl.load(x + tokens[:, None] * N + at[None, :], mask=columns_inside(inside, at, N, STEP), other=0.0)
 
 
 @triton.jit
@@ -41,37 +45,42 @@ def tile_products(
     rows,
     keep,
     half_scale,
+    begin,
+    end,
     N: tl.constexpr,
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
     STORAGE: tl.constexpr,
     BOTH: tl.constexpr,
+    WARPS: tl.constexpr,
 ):
     """Sums (TOKENS, ROWS) of x times rows, in the units of the halves: times `inverse` of the token they are products
-    with rows times half_scale. x: the high halves, or float32 for f32. Rows outside `keep` are not read and give 0."""
+    with rows times half_scale. x: the high halves, or float32 for f32. Rows outside `keep` are not read and give 0.
+
+    Of columns from `begin`, a multiple of STEP, to `end`, which is another, or N."""
     total = tl.zeros((TOKENS, ROWS), tl.float32)
-    for start in range(0, N, STEP):
+    for start in steps(begin, end, STEP):
         if STORAGE == "f32":
             at = start + tl.arange(0, STEP)
-            part = token_tile(x, tokens, inside, at, N)
-            w = tl.load(values + rows[:, None] * N + at[None, :], mask=keep[:, None] & (at < N)[None, :], other=0.0)
+            part = token_tile(x, tokens, inside, at, N, STEP)
+            w = tl.load(values + rows[:, None] * N + at[None, :], mask=columns_inside(keep, at, N, STEP), other=0.0)
             total = tl.dot(part, tl.trans(w), total, input_precision="ieee")
         elif STORAGE == "q4_0":
-            first, last = nibble_tiles(values, scales, rows, keep, start, half_scale, N, STEP)
+            first, last = nibble_tiles(values, scales, rows, keep, start, half_scale, N, STEP, WARPS)
             at = nibble_columns(start, STEP)
-            total = tl.dot(token_tile(x, tokens, inside, at, N), tl.trans(first), total)
-            total = tl.dot(token_tile(x, tokens, inside, at + 16, N), tl.trans(last), total)
+            total = tl.dot(token_tile(x, tokens, inside, at, N, STEP), tl.trans(first), total)
+            total = tl.dot(token_tile(x, tokens, inside, at + 16, N, STEP), tl.trans(last), total)
         else:
             at = start + tl.arange(0, STEP)
-            w = tl.trans(half_tile(values, scales, rows, keep, start, half_scale, N, STEP, STORAGE))
-            total = tl.dot(token_tile(x, tokens, inside, at, N), w, total)
+            w = tl.trans(half_tile(values, scales, rows, keep, start, half_scale, N, STEP, STORAGE, WARPS))
+            total = tl.dot(token_tile(x, tokens, inside, at, N, STEP), w, total)
             if BOTH:
-                total = tl.dot(token_tile(low, tokens, inside, at, N), w, total)
+                total = tl.dot(token_tile(low, tokens, inside, at, N, STEP), w, total)
     return total
 
 
-@triton.jit(do_not_specialize=["n_tokens"])
+@triton.jit(do_not_specialize=["n_tokens", "parts"])
 def product_kernel(
     x,
     low,
@@ -86,24 +95,37 @@ def product_kernel(
     half_scale,
     half_inverse,
     threshold,
+    parts,
     N: tl.constexpr,
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
     STORAGE: tl.constexpr,
     BOTH: tl.constexpr,
+    WARPS: tl.constexpr,
     OUTPUT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
-    """y of TOKENS tokens and ROWS rows."""
+    """y of TOKENS tokens and ROWS rows. SPLIT: of one part of the columns, as float32 (parts, n_tokens, n_rows)."""
     tokens = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     rows = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = tokens < n_tokens
     keep = rows < n_rows
-    total = tile_products(
-        x, low, tokens, inside, values, scales, rows, keep, half_scale, N, TOKENS, ROWS, STEP, STORAGE, BOTH
-    )
+    if SPLIT:
+        part = tl.program_id(2)
+        length = part_length(N, parts, STEP)
+        total = tile_products(
+            x, low, tokens, inside, values, scales, rows, keep, half_scale, part * length,
+            tl.minimum(part * length + length, N), N, TOKENS, ROWS, STEP, STORAGE, BOTH, WARPS,
+        )  # fmt: skip
+        y += part.to(tl.int64) * n_tokens * n_rows
+    else:
+        total = tile_products(
+            x, low, tokens, inside, values, scales, rows, keep, half_scale, 0, N, N, TOKENS, ROWS, STEP, STORAGE, BOTH,
+            WARPS,
+        )  # fmt: skip
     if STORAGE != "f32":
         total = total * tl.load(inverse + tokens, mask=inside, other=0.0)[:, None] * half_inverse
     stored = inside[:, None] & keep[None, :]
@@ -139,9 +161,11 @@ def product(
     elif halves is None:
         halves = Halves(x, allocate)
     config = launch.tile_config("product", matrix.storage, n_tokens, matrix.rows, matrix.cols, x.device)
+    split = config.parts > 1
+    sums = allocate((config.parts, n_tokens, matrix.rows), torch.float32) if split else y
     launch.run(
         product_kernel,
-        (launch.cdiv(n_tokens, config.tokens), launch.cdiv(matrix.rows, config.rows)),
+        (launch.cdiv(n_tokens, config.tokens), launch.cdiv(matrix.rows, config.rows), config.parts),
         warps=config.warps,
         stages=config.stages,
         x=x if halves is None else halves.high,
@@ -149,21 +173,28 @@ def product(
         inverse=x if halves is None else halves.inverse,
         values=matrix.values,
         scales=matrix.scales_or_values,
-        bias=x if bias is None else bias,
-        residual=x if residual is None else residual,
-        y=y,
+        bias=x if split or bias is None else bias,
+        residual=x if split or residual is None else residual,
+        y=sums,
         n_tokens=n_tokens,
         n_rows=matrix.rows,
         half_scale=matrix.half_scale,
         half_inverse=1.0 / matrix.half_scale,
         threshold=float(threshold),
+        parts=config.parts,
         N=matrix.cols,
         TOKENS=config.tokens,
         ROWS=config.rows,
         STEP=config.step,
         STORAGE=matrix.storage,
         BOTH=matrix.storage in EXACT_STORAGES,
-        OUTPUT=output,
-        HAS_BIAS=bias is not None,
-        HAS_RESIDUAL=residual is not None,
+        WARPS=config.warps,
+        OUTPUT="sum" if split else output,
+        HAS_BIAS=not split and bias is not None,
+        HAS_RESIDUAL=not split and residual is not None,
+        SPLIT=split,
     )
+    if split:
+        add_parts(
+            sums, y, n=matrix.cols, step=config.step, bias=bias, residual=residual, output=output, threshold=threshold
+        )

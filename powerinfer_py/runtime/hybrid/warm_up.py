@@ -35,8 +35,8 @@ from powerinfer_py.runtime.kv_cache import KVCache
 _HOT_NEURONS = (2100, 1000)
 # Rates by which the cold part of a prompt is computed on the CPU, and on the device.
 _PROMPT_RATES = (PromptRates(0.0, 1.0, 0.0), PromptRates(1e30, 1.0, 1e30))
-# Up to 4 tokens are computed as single ones are; kernels of prompts come in tiles of 16, 32 and 64 tokens.
-_SHORT_PROMPTS = (4, 16, 32)
+# Up to 4 tokens are computed as single ones are; kernels of prompts are configured for each of the other numbers.
+_SHORT_PROMPTS = (4, 16, 32, 64, 128, 256, 512)
 
 
 def warm_up(
