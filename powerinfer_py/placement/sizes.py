@@ -23,7 +23,7 @@ BAND_BYTES = 16 << 20
 DECODE_TOKENS = 4
 SPLIT_ATTENTION_TOKENS = 16
 _PARTIAL_NEURONS, _MOST_PARTIALS = 32, 64
-_PARTIAL_POSITIONS = 128
+_PARTIAL_POSITIONS = 64
 _ROW_GROUP = 16
 # Sums of prompts that are cut into parts take at most so many float32 a product, 8 MiB; there are at most so many parts,
 # and so many results of a token in all of them: 512 tiles of 128.
@@ -162,7 +162,7 @@ def _forward_bytes(sizes: ModelSizes, n_tokens: int) -> int:
 def _kernel_bytes(sizes: ModelSizes, n_tokens: int) -> int:
     """What device kernels keep while they run. Few tokens: partial sums of the down projection (a row for every 32
     neurons, at most 64). More: the input of each product as two float16 halves and a scale a token, its sums where they
-    are cut into parts, and the neurons that any token needs. Attention of few tokens keeps a part for every 128
+    are cut into parts, and the neurons that any token needs. Attention of few tokens keeps a part for every 64
     positions.
     """
     config, f32 = sizes.config, FLOAT32_BYTES

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from powerinfer_py.kernels.triton.cache_tiles import load_cache_blocks, load_cache_rows, row_start
 from powerinfer_py.kernels.triton.halves import power_of_two_scale, two_halves
+from powerinfer_py.kernels.triton.overlap import wait_for_kernel_ahead
 
 # Weights lie in [0, 1]: times 2^14 even low halves of small ones are no subnormal float16.
 _WEIGHT_SCALE = tl.constexpr(16384.0)
@@ -70,8 +71,10 @@ def group_kernel(
     STAGES: tl.constexpr,
     K_TYPE: tl.constexpr,
     V_TYPE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """sums[t, head, chunk, :], maxima: as of `chunk_kernel`, for ROWS or fewer heads of one key head."""
+    wait_for_kernel_ahead(EARLY)
     GROUP: tl.constexpr = HEADS // KV_HEADS
     PROGRAMS: tl.constexpr = (GROUP + ROWS - 1) // ROWS
     token = tl.program_id(0).to(tl.int64)

@@ -20,12 +20,14 @@ from powerinfer_py.kernels.triton import launch
 from powerinfer_py.kernels.triton.attention_groups import BLOCK_WARPS, MAX_ROWS, group_kernel
 from powerinfer_py.kernels.triton.cache_tiles import load_cache_rows, require_cache, row_start
 from powerinfer_py.kernels.triton.device_rows import Allocate
+from powerinfer_py.kernels.triton.overlap import starts_early, wait_for_kernel_ahead
 
-# Of 128 float16: 64 KB a program. With 32 key heads a context of 1,024 fills 132 multiprocessors, with 8 one of 2,048.
-# Chunks of 64 would fill them sooner and double what the ledger keeps for their sums.
-CHUNK = 128
-# Positions read together: 8 KB of float16 keys of 128. Half as many of wider rows: of 256, q8_0 keys spilled on 9.0.
-_TILE = 32
+# Of 128 float16: 32 KB a program. With 32 key heads a context of 512 fills 132 multiprocessors, with 8 one of 2,048.
+CHUNK = 64
+# Positions read together, all of a chunk: 16 KB of float16 keys of 128. 32 at a time, of chunks of 128, took an H200
+# 9.6 us for 100 positions of 32 heads instead of 5.6. Of heads that share keys, and of q8_0, fewer stay in registers;
+# half as many of wider rows: of 256, q8_0 keys spilled on 9.0.
+_WHOLE, _TILE = 64, 32
 _FULL_WIDTH = 128
 # Chunks combined at once: 8 KB of sums of 128, and 2,048 positions.
 _TOGETHER = 16
@@ -57,8 +59,10 @@ def chunk_kernel(
     STAGES: tl.constexpr,
     K_TYPE: tl.constexpr,
     V_TYPE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """sums[t, head, chunk, :]: values times exp(score - maximum); maxima: that maximum and the sum of exp."""
+    wait_for_kernel_ahead(EARLY)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     chunk = tl.program_id(2)
@@ -109,8 +113,10 @@ def combine_chunks_kernel(
     WIDTH_V: tl.constexpr,
     CHUNK: tl.constexpr,
     TOGETHER: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """y of one head: its chunks, TOGETHER at once, so that one after the other does not wait for memory."""
+    wait_for_kernel_ahead(EARLY)
     token = tl.program_id(0).to(tl.int64)
     head = token * HEADS + tl.program_id(1)
     position = tl.load(positions + token)
@@ -172,9 +178,10 @@ def attend_rows(
         "DIM_V": dim_v,
         "WIDTH_V": width_v,
         "CHUNK": CHUNK,
+        "EARLY": starts_early(q.device),
     }
     kernel, n_programs, group = chunk_kernel, n_head, n_head // n_head_kv
-    tile, warps = _tile(q.device, max(width, width_v)), 4
+    tile, warps = _tile(q.device, max(width, width_v), group == 1 and "q8_0" not in (k_type, v_type)), 4
     rows: dict[str, Any] = {}
     if group > 1 and launch.has_tensor_cores(q.device):
         rows["ROWS"] = min(MAX_ROWS, max(16, launch.next_power_of_2(group)))
@@ -203,12 +210,13 @@ def attend_rows(
     launch.run(combine_chunks_kernel, (n_tokens, n_head), warps=4, y=y, TOGETHER=_TOGETHER, **shared)
 
 
-def _tile(device: torch.device, width: int) -> int:
-    """Positions read together of rows so wide."""
+def _tile(device: torch.device, width: int, whole: bool) -> int:
+    """Positions read together of rows so wide; whole: as many as registers hold."""
     if device.type == "cpu":
         # Triton's interpreter takes as long for a tile, whatever its size.
         return CHUNK
-    return _TILE if width <= _FULL_WIDTH else _TILE // 2
+    tile = min(CHUNK, _WHOLE if whole else _TILE)
+    return tile if width <= _FULL_WIDTH else tile // 2
 
 
 def require_attention(

@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 """The second half of a sparse FFN for one or a few tokens: rows of the down projection times their neurons' values.
 
-A list is cut into chunks of `CHUNK` entries, which are dealt out to at most `PARTS` parts. A program adds up the chunks
+A list is cut into chunks of entries, which are dealt out to at most `PARTS` parts. A program adds up the chunks
 of a part for a tile of columns, in the order of the list; a second kernel adds the parts, then bias, and puts the
 residual before them. No atomics on sums, so each has one order. Rows whose value is exactly 0 are not read, NaN is not
 0. Moves the rows of neurons that fired, once, and 4 bytes a column and part twice.
@@ -16,15 +16,14 @@ from torch import Tensor
 
 from powerinfer_py.kernels.triton import launch
 from powerinfer_py.kernels.triton.device_rows import Allocate, DeviceRows
+from powerinfer_py.kernels.triton.overlap import starts_early, wait_for_kernel_ahead
 from powerinfer_py.kernels.triton.weight_rows import high_nibbles, low_nibbles, signed_bytes
 
-# Rows that a program reads at once: with ids and values they are three waits for memory. Cut into 64 entries that were
-# read 16 at a time, the chunk took an H200 27 us for a tenth of 11,008 neurons of Q4_0, mostly of waiting.
-CHUNK = 32
-# At 10 % of 11,008 neurons there are 35 chunks, with 16 tiles of 256 columns 560 programs; all of them are 344 chunks.
+# (rows, columns) that a program reads at once, of blocks and of others: with ids and values before them they are three
+# waits for memory. Rows read 16 at a time took an H200 27 us for a tenth of 11,008 neurons of Q4_0, mostly of waiting.
+BLOCK_TILE, TILE = (64, 256), (32, 512)
+# At 10 % of 11,008 neurons there are 18 chunks of 64, with 16 tiles of columns 288 programs; all are 172 chunks.
 PARTS = 64
-# 256 columns are 128 bytes of nibbles, the run a warp reads at once.
-COLUMNS = 256
 # Columns of a program that adds parts, all of which it reads at once: 64 x 256 bytes.
 SUM_COLUMNS = 64
 
@@ -46,11 +45,13 @@ def down_kernel(
     LISTED: tl.constexpr,
     GATHERED: tl.constexpr,
     ALL_ROWS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """partial[t, part, columns of this tile]; the first tile counts the rows that were read.
 
     GATHERED: the coefficient of list entry i lies at its neuron's place, else at i. ALL_ROWS: zeros are added too.
     """
+    wait_for_kernel_ahead(EARLY)
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     tile = tl.program_id(2)
@@ -127,8 +128,10 @@ def combine_kernel(
     LISTED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """y = residual + (sum of parts + bias), for a tile of columns. PARTS: a power of two, at least n_parts."""
+    wait_for_kernel_ahead(EARLY)
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < N
@@ -148,9 +151,9 @@ def combine_kernel(
     tl.store(y + token * N + columns, total, mask=inside)
 
 
-def n_parts(n: int) -> int:
-    """Parts of a list of up to n neurons."""
-    return min(PARTS, max(1, launch.cdiv(n, CHUNK)))
+def tile_of(storage: str) -> tuple[int, int]:
+    """(neurons of a chunk, columns) of a program."""
+    return BLOCK_TILE if storage in ("q4_0", "q8_0") else TILE
 
 
 def down_rows(
@@ -180,11 +183,13 @@ def down_rows(
     launch.require_bias(bias, matrix.cols, device)
     if residual is not None:
         launch.require(residual, "residual", torch.float32, (n_tokens, matrix.cols), device)
-    partial = allocate((n_tokens, n_parts(n), matrix.cols), torch.float32)
+    chunk, columns = tile_of(matrix.storage)
+    n_parts = min(PARTS, max(1, launch.cdiv(n, chunk)))
+    partial = allocate((n_tokens, n_parts, matrix.cols), torch.float32)
     ids, list_counts = (counts, counts) if lists is None else lists
     launch.run(
         down_kernel,
-        (n_tokens, n_parts(n), launch.cdiv(matrix.cols, COLUMNS)),
+        (n_tokens, n_parts, launch.cdiv(matrix.cols, columns)),
         warps=4,
         coefficients=coefficients,
         values=matrix.values,
@@ -195,12 +200,13 @@ def down_rows(
         counts=counts,
         n=n,
         N=matrix.cols,
-        CHUNK=CHUNK,
-        COLUMNS=COLUMNS,
+        CHUNK=chunk,
+        COLUMNS=columns,
         STORAGE=matrix.storage,
         LISTED=lists is not None,
         GATHERED=gathered,
         ALL_ROWS=all_rows,
+        EARLY=starts_early(device),
     )
     launch.run(
         combine_kernel,
@@ -212,12 +218,13 @@ def down_rows(
         y=y,
         list_counts=list_counts,
         n=n,
-        n_parts=n_parts(n),
+        n_parts=n_parts,
         N=matrix.cols,
-        CHUNK=CHUNK,
+        CHUNK=chunk,
         PARTS=PARTS,
         COLUMNS=SUM_COLUMNS,
         LISTED=lists is not None,
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
+        EARLY=starts_early(device),
     )

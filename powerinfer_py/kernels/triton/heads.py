@@ -17,6 +17,7 @@ from torch import Tensor
 from powerinfer_py.kernels.matrix import RopeTable
 from powerinfer_py.kernels.triton import launch
 from powerinfer_py.kernels.triton.cache_tiles import require_cache, store_cache_blocks
+from powerinfer_py.kernels.triton.overlap import starts_early, wait_for_kernel_ahead
 
 
 @triton.jit
@@ -94,8 +95,10 @@ def heads_kernel(
     LAYOUT: tl.constexpr,
     K_TYPE: tl.constexpr,
     V_TYPE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Head program_id(1) of a token: first the query heads, then those of keys, then those of values."""
+    wait_for_kernel_ahead(EARLY)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     position = tl.load(positions + token)
@@ -195,6 +198,7 @@ def place_heads(
         LAYOUT="none" if rope is None else "halves" if rope.halves else "adjacent",
         K_TYPE=types[0],
         V_TYPE=types[1],
+        EARLY=starts_early(device),
     )
 
 

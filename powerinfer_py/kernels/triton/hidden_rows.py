@@ -18,6 +18,7 @@ from torch import Tensor
 from powerinfer_py.config import Activation
 from powerinfer_py.kernels.triton import launch
 from powerinfer_py.kernels.triton.device_rows import DeviceRows
+from powerinfer_py.kernels.triton.overlap import starts_early, wait_for_kernel_ahead
 from powerinfer_py.kernels.triton.weight_rows import activations, row_products, tile_products
 
 
@@ -110,9 +111,11 @@ def hidden_kernel(
     MASKED: tl.constexpr,
     ALL_UP: tl.constexpr,
     OBSERVED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """hidden[t, i] for entries i of a token's list, or without LISTED for neurons i themselves: ROWS of them, and those
     that lie a grid further on."""
+    wait_for_kernel_ahead(EARLY)
     token = tl.program_id(0).to(tl.int64)
     end = tl.load(list_counts + token) if LISTED else n
     start = tl.program_id(1) * ROWS
@@ -253,4 +256,5 @@ def hidden_rows(
         MASKED=mask is not None,
         ALL_UP=all_up,
         OBSERVED=fired is not None,
+        EARLY=starts_early(device),
     )

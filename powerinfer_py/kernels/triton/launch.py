@@ -64,14 +64,15 @@ MAX_VECTOR_TOKENS = 4
 TENSOR_CORES = (8, 0)
 # Columns of activations in whose multiples rows lie apart, where how many are wanted differs from layer to layer.
 GROUP = 16
-# Fewer rows than this leave multiprocessors without a program at 4 rows each.
-_FEW_ROWS = 2048
-# Weights that a warp reads of a row at once, 16 bytes a lane; warps of a program lie side by side in a row, so that
-# each lane multiplies the activations it has with every row.
-_WARP_STEPS = {"f32": 128, "f16": 256, "bf16": 256, "q8_0": 512, "q4_0": 1024}
-_MOST_WARPS = 4
-# Four on each of 132 multiprocessors.
-_PROGRAMS = 528
+# Weights of a row that a warp reads at once. Of blocks it takes 16 bytes a lane, two of Q8_0, and keeps the activations
+# that belong to them; of the others more warps would have no 128 bytes each.
+_WARP_STEPS = {"f32": 256, "f16": 512, "bf16": 512, "q8_0": 1024, "q4_0": 1024}
+_LEAST_WARP_STEP = 256
+_MOST_WARPS = 8
+# Programs of blocks share out all rows, since making activations takes as long as some rows: as many as fill an H200's
+# 132 multiprocessors with 8 warps each, but two for each at least.
+_PROGRAM_WARPS, _LEAST_PROGRAMS = 1056, 264
+_ANY_PROGRAMS = 1 << 30
 
 # Numbers of tokens that tiles are configured for: a chunk counts as the next larger, more as the last.
 TOKEN_BUCKETS = (16, 32, 64, 128, 256, 512)
@@ -191,12 +192,27 @@ def row_config(kernel: str, storage: str, rows: int, cols: int, device: torch.de
     recorded = _recorded(kernel, storage, rows, cols, device)
     if isinstance(recorded, RowConfig):
         return recorded
-    step = min(_MOST_WARPS * _WARP_STEPS[storage], max(32, next_power_of_2(cols)))
+    width = max(32, next_power_of_2(cols))
+    step = min(_MOST_WARPS * _WARP_STEPS[storage], width)
     if device.type == "cpu":
         # Triton's interpreter takes some 10 ms a program, whatever its size.
-        return RowConfig(rows=32, step=step, warps=4, stages=1, programs=_PROGRAMS)
+        return RowConfig(rows=32, step=step, warps=4, stages=1, programs=_ANY_PROGRAMS)
+    return _row_fallback(kernel, storage, step)
+
+
+def _row_fallback(kernel: str, storage: str, step: int) -> RowConfig:
+    """What tools/tune_triton.py found best on an H200 over the shapes of 7B and 70B models, as rules."""
+    if storage not in ("q4_0", "q8_0"):
+        if kernel == "hidden":
+            step = min(step, 1024)
+        warps = max(1, min(_MOST_WARPS, step // (_WARP_STEPS[storage] if step > 1024 else _LEAST_WARP_STEP)))
+        rows, programs = (4, 528) if kernel == "hidden" else (2, _ANY_PROGRAMS)
+        return RowConfig(rows=rows, step=step, warps=warps, stages=1, programs=programs)
     warps = max(1, step // _WARP_STEPS[storage])
-    return RowConfig(rows=4 if rows >= _FEW_ROWS else 2, step=step, warps=warps, stages=1, programs=_PROGRAMS)
+    programs = max(_LEAST_PROGRAMS, _PROGRAM_WARPS // warps)
+    return RowConfig(
+        rows=4 if warps <= 4 and storage == "q4_0" else 2, step=step, warps=warps, stages=3, programs=programs
+    )
 
 
 def token_bucket(n_tokens: int) -> int:
@@ -276,7 +292,8 @@ def run(
     """
     if 0 in grid:
         return
-    kernel[grid](**arguments, num_warps=warps, num_stages=stages, enable_fp_fusion=fusion)
+    options = {"launch_pdl": True} if arguments.get("EARLY") else {}
+    kernel[grid](**arguments, num_warps=warps, num_stages=stages, enable_fp_fusion=fusion, **options)
 
 
 def require(tensor: Tensor, name: str, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from powerinfer_py.kernels.triton import launch
+from powerinfer_py.kernels.triton.overlap import starts_early, wait_for_kernel_ahead
 
 # Mask elements of a tile: 128 threads x 8. For 11,008 neurons 11 programs a token, the last of which reads 11 KB.
 TILE = 1024
@@ -26,8 +27,9 @@ _UNION_TOKENS, _UNION_COLUMNS = 64, 64
 
 
 @triton.jit(do_not_specialize=["mask", "n", "stride"])
-def list_kernel(mask, ids, counts, n, stride, TILE: tl.constexpr, BEFORE: tl.constexpr):
+def list_kernel(mask, ids, counts, n, stride, TILE: tl.constexpr, BEFORE: tl.constexpr, EARLY: tl.constexpr):
     """Writes the ids of one tile's set elements, and from the last tile how many there are in all."""
+    wait_for_kernel_ahead(EARLY)
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     offsets = tl.arange(0, TILE)
@@ -63,8 +65,9 @@ def union_kernel(mask, union, n_tokens, n, stride, TOKENS: tl.constexpr, TILE: t
 
 
 @triton.jit(do_not_specialize=["mask", "n", "n_bytes", "stride"])
-def bits_kernel(mask, bits, n, n_bytes, stride, TILE: tl.constexpr):
+def bits_kernel(mask, bits, n, n_bytes, stride, TILE: tl.constexpr, EARLY: tl.constexpr):
     """TILE bytes of eight mask elements each, element j of a byte its bit j."""
+    wait_for_kernel_ahead(EARLY)
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * TILE + tl.arange(0, TILE)
     column = at[:, None] * 8 + tl.arange(0, 8)[None, :]
@@ -103,6 +106,7 @@ def list_active(mask: Tensor, ids: Tensor, counts: Tensor) -> None:
         stride=mask.stride(0),
         TILE=TILE,
         BEFORE=_BEFORE,
+        EARLY=starts_early(mask.device),
     )
 
 
@@ -142,4 +146,5 @@ def pack_bits(mask: Tensor, bits: Tensor) -> None:
         n_bytes=n_bytes,
         stride=mask.stride(0),
         TILE=tile,
+        EARLY=starts_early(mask.device),
     )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from powerinfer_py.kernels.triton import launch
 from powerinfer_py.kernels.triton.device_rows import DeviceRows
+from powerinfer_py.kernels.triton.overlap import starts_early, wait_for_kernel_ahead
 from powerinfer_py.kernels.triton.weight_rows import activations, row_products, tile_products
 
 
@@ -112,8 +113,10 @@ def linear_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     LISTED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """y[t, r] for one token; LISTED: for rows of the token's list alone, at their own places."""
+    wait_for_kernel_ahead(EARLY)
     token = tl.program_id(0).to(tl.int64)
     x += token * N
     end = tl.load(counts + token) if LISTED else n_rows
@@ -175,6 +178,7 @@ def linear(
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
         LISTED=lists is not None,
+        EARLY=starts_early(x.device),
     )
 
 
@@ -207,8 +211,10 @@ def projections_kernel(
     BIAS_0: tl.constexpr,
     BIAS_1: tl.constexpr,
     BIAS_2: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """A program's rows of three matrices, one after the other."""
+    wait_for_kernel_ahead(EARLY)
     token = tl.program_id(0).to(tl.int64)
     x += token * N
     x_0, x_1, x_2, x_3, x_4, x_5, x_6, x_7, offset = activations(x, 0, N, STEP, STORAGE)
@@ -272,4 +278,5 @@ def projections(
         STAGES=config.stages,
         STORAGE=first.storage,
         **arguments,
+        EARLY=starts_early(x.device),
     )

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from powerinfer_py.kernels.triton import launch
+from powerinfer_py.kernels.triton.overlap import starts_early, wait_for_kernel_ahead
 
 # Columns at once: 16 float32 for each of 256 threads.
 _STEP = 4096
@@ -25,8 +26,10 @@ def norm_kernel(
     STEP: tl.constexpr,
     SUBTRACT_MEAN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One token's row."""
+    wait_for_kernel_ahead(EARLY)
     token = tl.program_id(0).to(tl.int64)
     offsets = tl.arange(0, STEP)
     mean = 0.0
@@ -71,4 +74,5 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, y: Tensor, 
         STEP=min(_STEP, launch.next_power_of_2(n)),
         SUBTRACT_MEAN=subtract_mean,
         HAS_BIAS=bias is not None,
+        EARLY=starts_early(x.device),
     )

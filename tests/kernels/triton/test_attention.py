@@ -75,7 +75,6 @@ def test_close_to_float64(
 def test_chunks_of_a_long_context(triton_kernels: TritonKernels, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, and more than are combined at once."""
     monkeypatch.setattr(attention_rows, "CHUNK", 16)
-    monkeypatch.setattr(attention_rows, "_TILE", 16)
     monkeypatch.setattr(attention_rows, "_TOGETHER", 2)
     case = Case(1, 1, 1, 16, 16)
     case.k_cache[:, :, :36] = torch.randn(N_SLOTS, 1, 36, 16).half()

@@ -126,7 +126,7 @@ def test_sums_of_all_rows_add_zeros_too(triton_kernels: TritonKernels) -> None:
 def test_sums_of_rows_with_more_chunks_than_parts(
     triton_kernels: TritonKernels, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
-    monkeypatch.setattr(down_rows, "CHUNK", 16)
+    monkeypatch.setattr(down_rows, "TILE", (16, 32))
     monkeypatch.setattr(down_rows, "PARTS", parts)
     stored, coefficients = random_rows(GGMLType.F16, 150, 64), tokens(2, 150) * mask_of(2, 150, 0.6)
     y, count = triton_kernels.accumulate_rows(
