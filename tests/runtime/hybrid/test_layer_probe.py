@@ -162,7 +162,7 @@ def test_too_small_a_budget_is_told(
     with loaded(copied["relu-llama"], measured_device(), minimum_bytes(sizes, 8, CONTEXT_BYTES)):
         pass
     assert isinstance(probes[0], str)
-    assert rates[0].source.endswith(f"but not with layers of this model: {probes[0]}")
+    assert rates[0].source.endswith(f"but not with layers like this model's: {probes[0]}")
 
 
 def test_a_second_start_does_not_probe(
@@ -191,7 +191,7 @@ def test_what_fails_falls_back_and_says_so(
     monkeypatch.setattr(LayerTimer, "_measured", broken)
     device = measured_device()
     with loaded(copied["relu-llama.q4"], device) as llm:
-        assert rates[0].source == "measured, but not with layers of this model: a layer does not run"
+        assert rates[0].source == "measured, but not with layers like this model's: a layer does not run"
         assert llm.stats.vram["expected_s"] > 0
 
 
