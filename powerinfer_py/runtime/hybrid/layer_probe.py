@@ -201,6 +201,8 @@ class LayerTimer:
         position = torch.tensor([int(KV_FILL * (self.sizes.n_ctx - 1))])
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(self.sizes.config.n_vocab, (_WARM_STEPS + _STEPS,), generator=generator)
+        # Rows of the embedding that nobody has read yet may still be on a disk.
+        self.kernels.rows(model.weights.token_embd, ids)
         seconds, hot, cold = list[float](), list[float](), list[float]()
         for number in range(len(ids)):
             batch = ForwardBatch(ids[number : number + 1], position, torch.zeros(1, dtype=torch.int64))
