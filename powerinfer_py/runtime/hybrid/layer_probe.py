@@ -205,9 +205,10 @@ class LayerTimer:
         self.kernels.rows(model.weights.token_embd, ids)
         seconds, hot, cold = list[float](), list[float](), list[float]()
         for number in range(len(ids)):
+            # An engine has about as much to do around a step.
+            started = perf_counter()
             batch = ForwardBatch(ids[number : number + 1], position, torch.zeros(1, dtype=torch.int64))
             activity = Activity(len(model.layers), gated=self.architecture.gated)
-            started = perf_counter()
             model.forward(self.kernels, None, Step(batch, cache.layers, self.rope, activity))
             elapsed = perf_counter() - started
             if number < _WARM_STEPS:
