@@ -16,7 +16,7 @@ that they have rates of their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -74,8 +74,9 @@ class Rates:
         return self.synchronise_s if self.change_s is None else self.change_s
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
+        """As JSON values; without figures that say nothing beside the others."""
+        unsaid = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != unsaid[name]}
 
 
 @dataclass(frozen=True, eq=False)

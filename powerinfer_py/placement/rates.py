@@ -41,7 +41,7 @@ ASSUMED_CONTEXT_BYTES = 400 << 20
 CACHE_NAME = "rates.json"
 # `Rates.source` where nothing was assumed but the time of launches, and where nothing was.
 MEASURED = "measured"
-MEASURED_WITH_LAYERS = "measured with layers of this model"
+MEASURED_WITH_LAYERS = "measured with layers like this model's"
 _CPU_PROBE_BYTES = 256 << 20
 _PROBE_S = 0.5
 _MAX_CACHE_BYTES = 1 << 20
@@ -123,7 +123,7 @@ def machine_rates(n_threads: int, gpu: GpuProbe | None = None, layers: LayerProb
         _keep(key, found)
         return found
     rates = _without_layers(machine, n_threads, gpu)
-    return replace(rates, source=f"{rates.source}, but not with layers of this model: {found}")
+    return replace(rates, source=f"{rates.source}, but not with layers like this model's: {found}")
 
 
 def _with_layers(layers: LayerProbe) -> Rates | str:

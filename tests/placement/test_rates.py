@@ -134,7 +134,7 @@ def test_layers_that_cannot_be_timed_are_tried_again(generic: rates.GpuProbe) ->
 
     for measure, reason in ((lambda: "too little", "too little"), (failing, "no room")):
         found = rates.machine_rates(2, generic, rates.LayerProbe("a", measure))
-        assert found.source == f"measured, but not with layers of this model: {reason}"
+        assert found.source == f"measured, but not with layers like this model's: {reason}"
         assert (found.gpu_bytes_per_s, found.cpu_bytes_per_s) == (9e11, 1.5e10)
     nonsense = replace(TIMES, step_s=float("nan"))
     assert "no sense" in rates.machine_rates(2, generic, rates.LayerProbe("a", lambda: nonsense)).source
@@ -162,7 +162,7 @@ def test_an_entry_without_rates_of_rows_is_one_of_before(probes: list[int], cach
     kept = json.loads(cache.read_text())
     for entry in kept.values():
         for name in ("gpu_rows_bytes_per_s", "cpu_rows_bytes_per_s", "rows_s", "change_s"):
-            del entry[name]
+            entry.pop(name, None)
     cache.write_text(json.dumps(kept))
     assert rates.machine_rates(2) == MEASURED
     assert probes == [2]

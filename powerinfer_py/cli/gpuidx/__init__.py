@@ -63,14 +63,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for flag, what in (
         ("--gpu-bandwidth", "10^9 bytes a second the GPU reads"),
-        ("--gpu-rows-bandwidth", "the same of neurons' rows (default: as --gpu-bandwidth)"),
+        ("--gpu-rows-bandwidth", "the same of neurons' rows (default with --gpu-bandwidth: as it)"),
         ("--cpu-bandwidth", "10^9 bytes a second the CPU reads"),
-        ("--cpu-rows-bandwidth", "the same of neurons' rows (default: as --cpu-bandwidth)"),
+        ("--cpu-rows-bandwidth", "the same of neurons' rows (default with --cpu-bandwidth: as it)"),
     ):
         machine.add_argument(flag, metavar="GB/S", type=positive, help=what)
     for flag, what in (
         ("--sync-time", "microseconds to hand a layer's cold neurons to the CPU and back"),
-        ("--change-time", "microseconds to change sides (default: as --sync-time)"),
+        ("--change-time", "microseconds to change sides (default with --sync-time: as it)"),
         ("--layer-time", "microseconds to launch a layer's kernels"),
         ("--rows-time", "the same of its hot neurons' kernels alone (default with --layer-time: 0)"),
     ):

@@ -113,7 +113,8 @@ def upload(
         return place, _lay_out(storage, raw, chosen, place, part_blocks)
 
     largest = 0.0
-    for begin, end, (place, magnitude) in _in_bands(n, n_row, laid_out):
+    # A down projection by columns has none of them where no neuron is hot.
+    for begin, end, (place, magnitude) in _in_bands(n if n_row else 0, n_row, laid_out):
         largest = max(largest, magnitude)
         n_values = values[begin:end].nbytes
         values[begin:end].copy_(torch.from_numpy(place[:n_values]).view(values.dtype).view(end - begin, -1))

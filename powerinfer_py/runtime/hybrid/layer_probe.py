@@ -147,8 +147,12 @@ class LayerTimer:
         size = sizes.layers[alike(kinds, 1).start]
         fixed = fixed_bytes(sizes, 1)
         left = self._free_bytes - fixed.total - fixed.staging
-        wanted = max(2, int(-(-_LEAST_BYTES // block_read_bytes(size, sizes.n_slots))))
-        layers = alike(kinds, min(wanted, _MOST_LAYERS))
+        wanted = min(int(-(-_LEAST_BYTES // block_read_bytes(size, sizes.n_slots))), _MOST_LAYERS)
+        names = [name for name, _, _ in kinds[alike(kinds, 1).start]]
+        if self.sparsity is not Sparsity.DENSE and "ffn_down_t.weight" not in names:
+            # To transpose a down projection takes seconds.
+            wanted = 1
+        layers = alike(kinds, wanted)
         for n in range(len(layers), 0, -1):
             if n * (size.block_bytes + size.hot_bytes(n_ff)) <= left:
                 return layers[:n], n_ff
@@ -197,11 +201,14 @@ class LayerTimer:
         position = torch.tensor([int(KV_FILL * (self.sizes.n_ctx - 1))])
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(self.sizes.config.n_vocab, (_WARM_STEPS + _STEPS,), generator=generator)
+        # Rows of the embedding that nobody has read yet may still be on a disk.
+        self.kernels.rows(model.weights.token_embd, ids)
         seconds, hot, cold = list[float](), list[float](), list[float]()
         for number in range(len(ids)):
+            # An engine has about as much to do around a step.
+            started = perf_counter()
             batch = ForwardBatch(ids[number : number + 1], position, torch.zeros(1, dtype=torch.int64))
             activity = Activity(len(model.layers), gated=self.architecture.gated)
-            started = perf_counter()
             model.forward(self.kernels, None, Step(batch, cache.layers, self.rope, activity))
             elapsed = perf_counter() - started
             if number < _WARM_STEPS:
@@ -237,7 +244,7 @@ class LayerTimer:
         with self.device.enqueuing():
             weights = _zeroed(self.device.allocate(aligned(n_bytes)))
             memory = Workspace(self.device.allocate(2 * aligned(n_values)))
-            x = take_tensor(memory, (1, cols), torch.float32).zero_()
+            x = _zeroed(memory.take(FLOAT32_BYTES * cols)).view(torch.float32).view(1, cols)
             kernels = self.device.make_kernels(lambda shape, dtype: take_tensor(memory, shape, dtype))
             matrix = kernels.filled_matrix(name, held, rows, cols, weights[:n_bytes], 1.0)
             best = np.inf

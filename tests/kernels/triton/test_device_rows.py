@@ -78,6 +78,21 @@ def test_several_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (file_bytes(rows) == stored.data.reshape(23, -1)).all()
 
 
+@pytest.mark.parametrize("ggml_type", [GGMLType.F16, GGMLType.Q4_0, GGMLType.Q6_K])
+def test_rows_without_columns(ggml_type: GGMLType) -> None:
+    rows = upload(ggml_type, 5, 0, np.zeros(0, np.uint8), allocate)
+    assert (rows.values.numel(), rows.rows, rows.half_scale) == (0, 5, 1.0)
+
+
+def test_an_error_of_a_band_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("powerinfer_py.kernels.triton.device_rows._BAND_BYTES", 1)
+    data = random_rows(GGMLType.Q6_K, 40, 256).data.copy()
+    # The last two bytes of a block are its scale: the largest float16 there is.
+    data.reshape(40, -1)[33, -2:] = (0xFF, 0x7B)
+    with pytest.raises(UnsupportedError):
+        upload(GGMLType.Q6_K, 40, 256, data, allocate)
+
+
 def test_other_types_become_f16() -> None:
     stored = random_rows(GGMLType.Q6_K, 5, 256)
     rows = upload(GGMLType.Q6_K, 5, 256, stored.data, allocate, np.array([4, 1]))
