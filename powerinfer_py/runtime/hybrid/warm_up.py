@@ -31,8 +31,8 @@ from powerinfer_py.runtime.hybrid.layer_kinds import layer_kinds
 from powerinfer_py.runtime.hybrid.model import Chooser, HybridModel, make_plan
 from powerinfer_py.runtime.kv_cache import KVCache
 
-# As many as kernels of many rows take, and as few as kernels of few rows: they are compiled apart.
-_HOT_NEURONS = (2100, 1000)
+# Enough for every kernel to have its list, few enough to be brought over at once; none is compiled for a number of them.
+_HOT_NEURONS = 1024
 # Rates by which the cold part of a prompt is computed on the CPU, and on the device.
 _PROMPT_RATES = (PromptRates(0.0, 1.0, 0.0), PromptRates(1e30, 1.0, 1e30))
 # Up to 4 tokens are computed as single ones are; kernels of prompts are configured for each of the other numbers.
@@ -55,21 +55,18 @@ def warm_up(
     held: what the process holds on the device before. Raises BudgetError as `make_plan` does.
     """
     source = FileWeights(file, host_kernels, replace(options, repack=False))
-    head = True
     for index in _layers_of_each_kind(file, sizes.config.n_layer):
-        for n_hot in _HOT_NEURONS:
-            choose = _chooser(index, n_hot, head)
-            plan = make_plan(sizes, options, device, held.n_bytes, choose, held.growth_bytes)
-            layers = range(index, index + 1)
-            model = HybridModel(plan, architecture, sizes.config, sparsity, layers, source, source, host_kernels)
-            try:
-                _run_all(model, sizes, options, host_kernels, rope)
-            finally:
-                model.close()
-            # Once is enough: a head of a type that becomes F16 takes seconds to bring over.
-            head = head and not (plan.placement.head_on_gpu and index == sizes.config.n_layer - 1)
-            # Before the next one takes its memory.
-            del model
+        # A head of a type that becomes F16 takes seconds to bring over: once, with the last layer.
+        choose = _chooser(index, head=index == sizes.config.n_layer - 1)
+        plan = make_plan(sizes, options, device, held.n_bytes, choose, held.growth_bytes)
+        layers = range(index, index + 1)
+        model = HybridModel(plan, architecture, sizes.config, sparsity, layers, source, source, host_kernels)
+        try:
+            _run_all(model, sizes, options, host_kernels, rope)
+        finally:
+            model.close()
+        # Before the next one takes its memory.
+        del model
 
 
 def _layers_of_each_kind(file: GGUFFile, n_layer: int) -> list[int]:
@@ -114,13 +111,13 @@ def _run(model: HybridModel, cache: KVCache, host_kernels: Kernels, rope: RopeTa
     model.forward(host_kernels, hidden, Step(batch, cache.layers, rope, Activity(1)))
 
 
-def _chooser(index: int, most_hot: int, head: bool) -> Chooser:
+def _chooser(index: int, head: bool) -> Chooser:
     """Layer `index` on the device with at most so many of its neurons, and the head if wanted, as far as they fit."""
 
     def choose(sizes: ModelSizes, fixed: FixedBytes, left: int) -> Placement:
         config, layer = sizes.config, sizes.layers[index]
         multiple = layer.neuron_multiple
-        n_hot = min(most_hot, config.n_ff // 2) // multiple * multiple or config.n_ff
+        n_hot = min(_HOT_NEURONS, config.n_ff // 2) // multiple * multiple or config.n_ff
         block_bytes = layer.block_bytes + fixed.staging
         while n_hot and block_bytes + layer.hot_bytes(n_hot) > left:
             n_hot = n_hot // 2 // multiple * multiple

@@ -49,8 +49,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     monkeypatch.setattr(launch, "run", found.run)
     monkeypatch.setattr(launch, "row_config", lambda *shape: row_config(*shape[:-1], torch.device("cuda")))
     # The models here have 1,024 neurons a layer, or fewer.
-    monkeypatch.setattr(launch, "_FEW_ROWS", 512)
-    monkeypatch.setattr("powerinfer_py.runtime.hybrid.warm_up._HOT_NEURONS", (515, 250))
+    monkeypatch.setattr("powerinfer_py.runtime.hybrid.warm_up._HOT_NEURONS", 250)
     return found
 
 
