@@ -6,8 +6,8 @@ From 9.0 on (programmatic dependent launch) a kernel may be launched as soon as 
 begun; it then waits for that one's end before it touches memory.
 
 Order: a kernel touches memory only after `wait_for_kernel_ahead`, which returns when the kernel ahead has ended and
-what it wrote can be seen. That one did the same, so all before it have ended too: neither a value that is read nor a place
-that is written over can be too early. Whatever is launched the plain way waits for the end in any case.
+what it wrote can be seen. That one did the same, so all before it have ended too: neither a value that is read nor a
+place that is written over can be too early. Whatever is launched the plain way waits for the end in any case.
 """
 
 from __future__ import annotations

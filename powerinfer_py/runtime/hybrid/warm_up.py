@@ -31,7 +31,7 @@ from powerinfer_py.runtime.hybrid.layer_kinds import layer_kinds
 from powerinfer_py.runtime.hybrid.model import Chooser, HybridModel, make_plan
 from powerinfer_py.runtime.kv_cache import KVCache
 
-# Enough for every kernel to have its list, few enough to be brought over at once; none is compiled for a number of them.
+# Few enough to be brought over at once: no kernel is compiled for a number of them.
 _HOT_NEURONS = 1024
 # Rates by which the cold part of a prompt is computed on the CPU, and on the device.
 _PROMPT_RATES = (PromptRates(0.0, 1.0, 0.0), PromptRates(1e30, 1.0, 1e30))
