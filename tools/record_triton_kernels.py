@@ -42,6 +42,7 @@ HOT = (
     "combine_chunks",
     "combine",
     "product",
+    "add_parts",
     "hidden_tiles",
     "down_tiles",
     "tiles",

@@ -113,6 +113,10 @@ def shapes() -> Iterator[Shape]:
             yield Shape("opt-6.7b", ggml_type, n_tokens, n_ff=16384, gated=False, biases=True, layer_norm=True,
                         rope="none")  # fmt: skip
     yield Shape("relu-llama-7b", GGMLType.Q4_0, 4)
+    # Short prompts, whose tiles are smaller and whose sums are cut into parts.
+    for n_tokens in (16, 32, 64):
+        for ggml_type in (GGMLType.F16, GGMLType.Q8_0, GGMLType.Q4_0):
+            yield Shape("relu-llama-7b", ggml_type, n_tokens)
 
 
 # Heads and widths of published models, for attention alone: (query heads, key heads, width).

@@ -19,6 +19,7 @@ from powerinfer_py.kernels.triton.attention_rows import require_attention
 from powerinfer_py.kernels.triton.cache_tiles import load_cache_rows, row_start
 from powerinfer_py.kernels.triton.device_rows import Allocate
 from powerinfer_py.kernels.triton.halves import Halves, power_of_two_scale, two_halves
+from powerinfer_py.kernels.triton.loops import steps
 
 # Queries are read anew for every tile of keys, 32 columns at a time, from the L1 cache: kept in registers, both halves
 # took all 255 and spilled. 64 x 128 float32 sums are 64 registers of each of 128 threads.
@@ -94,23 +95,25 @@ def tiles_kernel(
     inside = tokens < n_tokens
     position = tl.load(positions + tokens, mask=inside, other=-1).to(tl.int32)
     slot_of = tl.load(slots + tokens, mask=inside, other=-1).to(tl.int32)
-    left = (position >= 0) & (position < n_ctx) & (slot_of >= 0) & (slot_of < n_slots)
+    placed = (position >= 0) & (position < n_ctx) & (slot_of >= 0) & (slot_of < n_slots)
     at_v = tl.arange(0, WIDTH_V)
     at_query = tokens.to(tl.int64) * (HEADS * DIM) + head * DIM
     back = tl.load(inverse + tokens, mask=inside, other=0.0) * scale
     largest = tl.full((TOKENS,), float("-inf"), tl.float32)
     weight = tl.zeros((TOKENS,), tl.float32)
     total = tl.zeros((TOKENS, WIDTH_V), tl.float32)
-    slot = tl.min(tl.where(left, slot_of, n_slots), axis=0)
-    while slot < n_slots:
-        theirs = left & (slot_of == slot)
+    first_slot = tl.min(tl.where(placed, slot_of, n_slots), axis=0)
+    last_slot = tl.max(tl.where(placed, slot_of, -1), axis=0)
+    # No `while`: Triton 3.2 compiles no product in one for 9.0, and no version pipelines its loads.
+    for slot in steps(first_slot, last_slot + 1, 1):
+        theirs = placed & (slot_of == slot)
+        # Of a slot between two others that has no tokens here -1, and nothing is read.
         last = tl.max(tl.where(theirs, position, -1), axis=0)
-        first_row = (slot.to(tl.int64) * KV_HEADS + head // (HEADS // KV_HEADS)) * n_ctx
+        first_row = ((first_slot * 0 + slot).to(tl.int64) * KV_HEADS + head // (HEADS // KV_HEADS)) * n_ctx
         keys_of = row_start(k_cache, first_row, DIM, K_TYPE)
         values_of = row_start(v_cache, first_row, DIM_V, V_TYPE)
-        n_strange = last * 0
-        start = last * 0
-        while start <= last:
+        n_strange = tl.zeros((TILE,), tl.int32)
+        for start in steps(0, last + 1, TILE):
             place = start + tl.arange(0, TILE)
             stored = place <= last
             scores = tl.zeros((TOKENS, TILE), tl.float32)
@@ -141,7 +144,7 @@ def tiles_kernel(
             values = load_cache_rows(values_of, place, stored, 0, WIDTH_V, DIM_V, V_TYPE)
             # What a token does not see adds 0 to it, which 0 times NaN is not.
             finite = (values - values) == 0.0
-            n_strange += tl.sum(tl.sum((finite == 0).to(tl.int32), axis=1), axis=0)
+            n_strange += tl.sum((finite == 0).to(tl.int32), axis=1)
             value, value_low, value_back = key_halves(tl.where(finite, values, 0.0), V_TYPE)
             if V_TYPE == "q8_0":  # noqa: SIM108  an expression would have both its sides compiled
                 p = p * (value_back * _WEIGHT_SCALE)[None, :]
@@ -152,11 +155,8 @@ def tiles_kernel(
             total = tl.dot(p_low, value, total)
             if V_TYPE == "q8_0":
                 total = tl.dot(p_high, value_low, total)
-            start += TILE
-        if n_strange > 0:
+        if tl.sum(n_strange, axis=0) > 0:
             total = spread_strange(total, values_of, theirs, position, last, WIDTH_V, DIM_V, V_TYPE)
-        left = left & (slot_of != slot)
-        slot = tl.min(tl.where(left, slot_of, n_slots), axis=0)
     out = y + (tokens.to(tl.int64) * (HEADS * DIM_V) + head * DIM_V)[:, None] + at_v[None, :]
     result = total / (weight * _WEIGHT_SCALE)[:, None]
     tl.store(out, result, mask=inside[:, None] & (at_v < DIM_V)[None, :])

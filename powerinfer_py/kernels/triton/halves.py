@@ -8,6 +8,10 @@ the interpreter the NMSE against float64 is 5e-14 with both halves and 4e-8 with
 dozen products in a row would leave little of the 1e-6 that logits may be off by. So F16 and BF16 weights, exact in a
 float16 (BF16 after the power of two that `DeviceRows.half_scale` is), get both. Q8_0 and Q4_0 weights have up to 18
 significant bits and are rounded to 11, and so are their activations: 1e-7 together, a thousandth of llama.cpp's 8 bits.
+They are unpacked in float16 throughout, which two at once go through: integers of 8 bits are exact in it, and so are
+scales, but for those below 2^-21 of the largest.
+
+Tensor cores of 9.0 add up with fewer bits than float32 has: with both halves an H200 left an NMSE of 6.6e-12.
 """
 
 from __future__ import annotations

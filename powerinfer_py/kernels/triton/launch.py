@@ -239,6 +239,9 @@ def tile_config(kernel: str, storage: str, n_tokens: int, rows: int, cols: int, 
     wanted = config.parts
     if recorded is None:
         wanted = _PROGRAMS // (cdiv(bucket, config.tokens) * cdiv(max(outputs, 1), config.rows))
+    if device.type == "cpu":
+        # Enough for both ways through the kernels: the interpreter takes some 10 ms a program, whatever its size.
+        wanted = min(wanted, 2)
     return replace(config, parts=max(1, min(wanted, most)))
 
 
