@@ -35,7 +35,6 @@ from powerinfer_py.placement.budget import GIB
 from powerinfer_py.runtime.devices import find_device
 from powerinfer_py.runtime.hybrid.device import Arrangement
 
-DEPTH = 16
 SHARES = (0.1, 0.3, 0.6)
 # Of the FFNs' bytes, beside everything else; below 0 of everything else.
 SWEPT = (0.8, 0.45, 0.2, 0.05, 0.0, -0.3, -0.6)
@@ -85,7 +84,8 @@ class Cases:
             if arrangement is not None:
                 case["arrangement"] = str(arrangement)
             if decode:
-                test = BenchmarkTest(Phase.DECODE, args.n, DEPTH)
+                # Half-way into the context, as the solver expects of a token.
+                test = BenchmarkTest(Phase.DECODE, args.n, args.prompt // 2)
                 found = measure(llm, file.tensors, test, repeats=args.repeats, temperature=0.0).to_dict()
                 found["share_of_bandwidth"] = found["gb_per_s"] * 1e9 / self._bandwidth
                 case["decode"] = found

@@ -25,8 +25,8 @@ SPLIT_ATTENTION_TOKENS = 16
 _PARTIAL_NEURONS, _MOST_PARTIALS = 32, 64
 _PARTIAL_POSITIONS = 64
 _ROW_GROUP = 16
-# Sums of prompts that are cut into parts take at most so many float32 a product, 8 MiB; there are at most so many parts,
-# and so many results of a token in all of them: 512 tiles of 128.
+# Sums of prompts that are cut into parts take at most so many float32 a product, 8 MiB; there are at most so many
+# parts, and so many results of a token in all of them: 512 tiles of 128.
 _PARTIAL_SUMS = 1 << 21
 _MOST_PARTS = 16
 _PARTIAL_OUTPUTS = 1 << 16

@@ -20,11 +20,12 @@ from powerinfer_py.kernels.triton.cache_tiles import load_cache_rows, row_start
 from powerinfer_py.kernels.triton.device_rows import Allocate
 from powerinfer_py.kernels.triton.halves import Halves, power_of_two_scale, two_halves
 from powerinfer_py.kernels.triton.loops import steps
+from powerinfer_py.kernels.triton.weight_rows import is_finite
 
 # Queries are read anew for every tile of keys, 32 columns at a time, from the L1 cache: kept in registers, both halves
 # took all 255 and spilled. 64 x 128 float32 sums are 64 registers of each of 128 threads.
 # A warp for every 16 tokens: with twice as many, Triton 3.6 gave both warp groups of 9.0 the same rows of scores and
-# half the columns of sums each, and between the two layouts heads of 20 and 12 columns lost products of the high halves.
+# half the columns of sums each, and between the two layouts heads of 20 and 12 columns lost products of high halves.
 _TOKENS, _TILE, _PART, _WARPS = 64, 32, 32, 4
 # Halves of keys and values besides those of queries leave no room for more.
 _BLOCK_TOKENS, _BLOCK_TILE, _BLOCK_PART, _BLOCK_WARPS = 32, 16, 32, 8
@@ -56,7 +57,7 @@ def spread_strange(
     while start <= last:
         place = start + tl.arange(0, 1)
         values = load_cache_rows(v_cache, place, place <= last, 0, WIDTH_V, DIM_V, TYPE)
-        strange = ((values - values) == 0.0) == 0  # (1, columns)
+        strange = is_finite(values) == 0  # (1, columns)
         seen = theirs[:, None] & (place[None, :] <= position[:, None])  # (tokens, 1)
         total = tl.where(seen & strange, float("nan"), total)
         start += 1
@@ -143,7 +144,7 @@ def tiles_kernel(
             largest = new_largest
             values = load_cache_rows(values_of, place, stored, 0, WIDTH_V, DIM_V, V_TYPE)
             # What a token does not see adds 0 to it, which 0 times NaN is not.
-            finite = (values - values) == 0.0
+            finite = is_finite(values)
             n_strange += tl.sum((finite == 0).to(tl.int32), axis=1)
             value, value_low, value_back = key_halves(tl.where(finite, values, 0.0), V_TYPE)
             if V_TYPE == "q8_0":  # noqa: SIM108  an expression would have both its sides compiled

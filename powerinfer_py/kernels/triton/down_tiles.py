@@ -27,18 +27,19 @@ from powerinfer_py.kernels.triton.halves import (
 )
 from powerinfer_py.kernels.triton.loops import steps
 from powerinfer_py.kernels.triton.partial_sums import add_parts, part_length
+from powerinfer_py.kernels.triton.weight_rows import is_finite
 
 
 @triton.jit
 def n_strange(values):
     """How many elements of a (tokens, columns) tile are not finite."""
-    return tl.sum(tl.sum((((values - values) == 0.0) == 0).to(tl.int32), axis=1), axis=0)
+    return tl.sum(tl.sum((is_finite(values) == 0).to(tl.int32), axis=1), axis=0)
 
 
 @triton.jit
 def finite(w):
     """w with 0 for what is not finite."""
-    return tl.where((w - w) == 0.0, w, 0.0).to(w.dtype)
+    return tl.where(is_finite(w), w, 0.0).to(w.dtype)
 
 
 @triton.jit
@@ -68,7 +69,7 @@ def row_tile(
 @triton.jit
 def nan_where_touched(total, used, w):
     """`total` with NaN where a token uses a weight of a row that is not finite. used: (tokens, 1), w: (1, columns)."""
-    return tl.where(used & (((w - w) == 0.0) == 0), float("nan"), total)
+    return tl.where(used & (is_finite(w) == 0), float("nan"), total)
 
 
 @triton.jit
@@ -183,7 +184,7 @@ def down_tiles_kernel(
     bias,
     residual,
     y,
-    products,
+    counts,
     n_tokens,
     n,
     groups,
@@ -221,7 +222,7 @@ def down_tiles_kernel(
         end = tl.minimum(begin + length, end)
     if first >= N:
         n_read = count_products(hidden, tokens, inside, begin, end, stride, TOKENS, STEP, ALL_ROWS)
-        tl.store(products + tl.program_id(0) * parts + part, n_read)
+        tl.atomic_add(counts + 2, n_read.to(tl.int64), sem="relaxed")
         return
     if SPLIT and begin >= end:
         return
@@ -278,7 +279,7 @@ def down_tiles(
     matrix: DeviceRows,
     hidden: Tensor,
     y: Tensor,
-    products: Tensor,
+    counts: Tensor,
     allocate: Allocate,
     *,
     union: tuple[Tensor, Tensor] | None,
@@ -286,7 +287,7 @@ def down_tiles(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> None:
-    """The same as `down_rows.down_rows` with one list for all tokens. products: int32 (token tiles * parts)."""
+    """The same as `down_rows.down_rows` with one list for all tokens."""
     n_tokens, n = hidden.shape
     device = hidden.device
     config = down_config(matrix, n_tokens, device)
@@ -294,11 +295,11 @@ def down_tiles(
     launch.require_strided(hidden, "hidden", torch.float32, (n_tokens, matrix.rows), device)
     groups, group = launch.row_groups(launch.row_stride(hidden))
     launch.require(y, "y", torch.float32, (n_tokens, matrix.cols), device)
-    launch.require(products, "products", torch.int32, (n_tiles * config.parts,), device)
+    launch.require(counts, "counts", torch.int64, (4,), device)
     launch.require_bias(bias, matrix.cols, device)
     if residual is not None:
         launch.require(residual, "residual", torch.float32, (n_tokens, matrix.cols), device)
-    ids, count = (products, products) if union is None else union
+    ids, count = (counts, counts) if union is None else union
     halves = Halves(hidden, allocate, None if union is None else count)
     split = config.parts > 1
     sums = allocate((config.parts, n_tokens, matrix.cols), torch.float32) if split else y
@@ -320,7 +321,7 @@ def down_tiles(
         bias=y if split or bias is None else bias,
         residual=y if split or residual is None else residual,
         y=sums,
-        products=products,
+        counts=counts,
         n_tokens=n_tokens,
         n=n,
         groups=groups,

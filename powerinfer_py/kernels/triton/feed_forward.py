@@ -16,12 +16,11 @@ from powerinfer_py.kernels.blocks import FeedForwardBlock, FeedForwardWeights
 from powerinfer_py.kernels.triton import launch, lists
 from powerinfer_py.kernels.triton.device_rows import Allocate
 from powerinfer_py.kernels.triton.down_rows import down_rows
-from powerinfer_py.kernels.triton.down_tiles import down_config, down_tiles
+from powerinfer_py.kernels.triton.down_tiles import down_tiles
 from powerinfer_py.kernels.triton.hidden_rows import Neurons, hidden_rows
-from powerinfer_py.kernels.triton.hidden_tiles import hidden_tiles, tile_config_of
+from powerinfer_py.kernels.triton.hidden_tiles import hidden_tiles
 from powerinfer_py.kernels.triton.matrix_product import product
 from powerinfer_py.kernels.triton.matrix_vector import linear
-from powerinfer_py.kernels.triton.tally import tally
 
 Lists = tuple[Tensor, Tensor]
 
@@ -96,22 +95,6 @@ class _Call:
         """The mask where neurons without it need not be read."""
         return None if self.dense else self.mask
 
-    def tally(
-        self, counted: Tensor, downs: Tensor | None, chosen: Lists | None, *, program_rows: int, chunk_rows: int
-    ) -> None:
-        """Adds to `counts` what was computed; chosen: the lists it was taken from, downs: None where all rows were."""
-        tally(
-            counted,
-            downs,
-            self.counts,
-            list_counts=None if chosen is None else chosen[1],
-            n=self.n,
-            program_rows=program_rows,
-            chunk_rows=chunk_rows,
-            all_downs=self.n_tokens * self.n if downs is None else 0,
-            gated=self.neurons.gate is not None,
-        )
-
 
 def _few_tokens(call: _Call) -> None:
     """A list of each token's own."""
@@ -155,9 +138,6 @@ def _many_tokens(call: _Call) -> None:
     if call.skipping is not None:
         union = allocate((n,), torch.int32), allocate((1,), torch.int32)
         lists.list_active_of_any(call.skipping, allocate((n,), torch.uint8), *union)
-    config = tile_config_of(call.neurons, n_tokens, call.x.device)
-    n_tiles = launch.cdiv(n_tokens, config.tokens)
-    counted = allocate((n_tiles, launch.cdiv(n, config.rows), 3), torch.int32)
     # A product of a down projection the other way takes rows without gaps.
     stride = launch.aligned_columns(n) if weights.down_is_transposed else n
     hidden = allocate((n_tokens, stride), torch.float32)[:, :n]
@@ -165,22 +145,19 @@ def _many_tokens(call: _Call) -> None:
         call.neurons,
         call.x,
         hidden,
-        counted,
+        call.counts,
         allocate,
         union=union,
         mask=call.mask,
         all_rows=call.dense,
         fired=call.fired,
     )
-    downs = None
     if weights.down_is_transposed:
-        down_tile = down_config(weights.down.handle, n_tokens, call.x.device)
-        downs = allocate((launch.cdiv(n_tokens, down_tile.tokens) * down_tile.parts, 1), torch.int32)
         down_tiles(
             weights.down.handle,
             hidden,
             call.y,
-            downs.view(-1),
+            call.counts,
             allocate,
             union=union,
             all_rows=call.dense,
@@ -189,4 +166,4 @@ def _many_tokens(call: _Call) -> None:
         )
     else:
         product(weights.down.handle, hidden, call.y, allocate, bias=weights.down_bias, residual=call.residual)
-    call.tally(counted, downs, union, program_rows=config.rows, chunk_rows=max(n, 1))
+        call.counts[2].add_(n_tokens * n)

@@ -73,14 +73,6 @@ def neuron_products(
     return total
 
 
-@triton.jit
-def count_program(counted, program, n_first, n_up, n_fired):
-    """A program's own numbers of first and up products and of fired neurons, side by side."""
-    tl.store(counted + program * 3, n_first)
-    tl.store(counted + program * 3 + 1, n_up)
-    tl.store(counted + program * 3 + 2, n_fired)
-
-
 @triton.jit(do_not_specialize=["mask", "n", "mask_stride"])
 def hidden_kernel(
     x,

@@ -16,7 +16,7 @@ from torch import Tensor
 from powerinfer_py.kernels.triton import launch
 from powerinfer_py.kernels.triton.device_rows import Allocate
 from powerinfer_py.kernels.triton.halves import EXACT_STORAGES, Halves
-from powerinfer_py.kernels.triton.hidden_rows import Neurons, activated, count_program, first_fired
+from powerinfer_py.kernels.triton.hidden_rows import Neurons, activated, add_counts, first_fired
 from powerinfer_py.kernels.triton.matrix_product import tile_products
 
 
@@ -67,7 +67,15 @@ def scaled_products(
     return total
 
 
-@triton.jit(do_not_specialize=["mask", "n_tokens", "n", "groups", "mask_stride", "n_programs"])
+@triton.jit(
+    do_not_specialize=[
+        "mask",
+        "n_tokens",
+        "n",
+        "groups",
+        "mask_stride",
+    ]
+)
 def hidden_tiles_kernel(
     x,
     high,
@@ -88,12 +96,11 @@ def hidden_tiles_kernel(
     mask,
     hidden,
     fired_out,
-    counted,
+    counts,
     n_tokens,
     n,
     groups,
     mask_stride,
-    n_programs,
     threshold,
     GROUP: tl.constexpr,
     N: tl.constexpr,
@@ -129,7 +136,7 @@ def hidden_tiles_kernel(
         rows = entry.to(tl.int64)
     here = inside[:, None] & keep[None, :]  # (TOKENS, ROWS)
     back = tl.load(inverse + tokens, mask=inside, other=0.0)
-    n_up = 0
+    n_up = program * 0
     if GATE == "none":
         first = scaled_products(
             x, high, low, back, tokens, inside, up_values, up_scales, up_bias, rows, keep, up_half_scale,
@@ -162,11 +169,11 @@ def hidden_tiles_kernel(
     tl.store(hidden + tokens[:, None] * (groups * GROUP) + entry[None, :], value, mask=here)
     if OBSERVED:
         tl.store(fired_out + tokens[:, None] * n + rows[None, :], fired.to(tl.uint8), mask=here)
-    count_program(counted, tl.program_id(0) * n_programs + program, n_first, n_up, pairs(fired))
+    add_counts(counts, n_first, n_up, pairs(fired), GATE != "none")
 
 
 def tile_config_of(neurons: Neurons, n_tokens: int, device: torch.device) -> launch.TileConfig:
-    """How `hidden_tiles` runs; numbers are counted for each tile of `tokens` and `rows`."""
+    """How `hidden_tiles` runs."""
     # A gate in another storage takes what fits both.
     storages = {m.storage for m in (neurons.gate, neurons.up) if m is not None}
     storage = "f32" if "f32" in storages else neurons.up.storage
@@ -177,7 +184,7 @@ def hidden_tiles(
     neurons: Neurons,
     x: Tensor,
     hidden: Tensor,
-    counted: Tensor,
+    counts: Tensor,
     allocate: Allocate,
     *,
     union: tuple[Tensor, Tensor] | None,
@@ -187,25 +194,23 @@ def hidden_tiles(
 ) -> None:
     """The same as `hidden_rows.hidden_rows` with one list for all tokens.
 
-    union: ids int32 (n) and count int32 (1). counted: int32 (token tiles, row tiles, 3).
+    union: ids int32 (n) and count int32 (1).
     """
     n_tokens, n = x.shape[0], neurons.up.rows
     device = x.device
     config = tile_config_of(neurons, n_tokens, device)
-    n_programs = launch.cdiv(n, config.rows)
     launch.require(x, "x", torch.float32, (n_tokens, neurons.up.cols), device)
     launch.require_strided(hidden, "hidden", torch.float32, (n_tokens, n), device)
     groups, group = launch.row_groups(launch.row_stride(hidden))
-    tiles = (launch.cdiv(n_tokens, config.tokens), n_programs)
-    launch.require(counted, "counted", torch.int32, (*tiles, 3), device)
+    launch.require(counts, "counts", torch.int64, (4,), device)
     launch.require_bias(neurons.gate_bias, n, device)
     launch.require_bias(neurons.up_bias, n, device)
     gate, up = neurons.gate or neurons.up, neurons.up
     halves = Halves(x, allocate)
-    ids, count = (counted, counted) if union is None else union
+    ids, count = (counts, counts) if union is None else union
     launch.run(
         hidden_tiles_kernel,
-        tiles,
+        (launch.cdiv(n_tokens, config.tokens), launch.cdiv(n, config.rows)),
         warps=config.warps,
         stages=config.stages,
         x=x,
@@ -227,12 +232,11 @@ def hidden_tiles(
         mask=hidden if mask is None else mask.view(torch.uint8),
         hidden=hidden,
         fired_out=hidden if fired is None else fired.view(torch.uint8),
-        counted=counted,
+        counts=counts,
         n_tokens=n_tokens,
         n=n,
         groups=groups,
         mask_stride=0 if mask is None else mask.stride(0),
-        n_programs=n_programs,
         threshold=float(neurons.fatrelu_threshold),
         GROUP=group,
         N=up.cols,

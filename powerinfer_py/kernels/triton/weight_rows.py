@@ -23,6 +23,13 @@ def _small_integer(bits, offset):
 
 
 @triton.jit
+def is_finite(values):
+    """Where values are neither infinite nor NaN. Not by a difference of equals: of a product the compiler makes one
+    instruction with one rounding, and what is left is the product's error."""
+    return tl.abs(values) < float("inf")
+
+
+@triton.jit
 def low_nibbles(packed):
     """Weights 0 to 15 of blocks of Q4_0 without their scale."""
     return _small_integer((packed & 15).to(tl.int32), 8.0)

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import torch
 from helpers_kernels import mask_of, same_bits, tokens
-from helpers_triton import DEVICE_IDS, DEVICE_TYPES, QUANTISED, Layer, Poison, nmse, nmse_of_sums, on_device, stored_matrix
+from helpers_triton import (
+    DEVICE_IDS,
+    DEVICE_TYPES,
+    QUANTISED,
+    Layer,
+    Poison,
+    nmse,
+    nmse_of_sums,
+    on_device,
+    stored_matrix,
+)
 from torch import Tensor
 
 from powerinfer_py.config import Activation

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from helpers_hybrid import CountedStandIn, run_sequences, sequences_of
 
-from powerinfer_py import LLM, SamplingParams
+from powerinfer_py import LLM
 from powerinfer_py.config import RuntimeOptions, Sparsity
 from powerinfer_py.errors import DeviceError
 from powerinfer_py.gguf import open_gguf
@@ -25,7 +24,6 @@ from powerinfer_py.placement.problem import Rates
 from powerinfer_py.placement.rates import MEASURED_WITH_LAYERS
 from powerinfer_py.placement.sizes import model_sizes
 from powerinfer_py.runtime.hybrid import device_rates, layer_probe
-from powerinfer_py.runtime.hybrid.cuda_device import CudaDevice
 from powerinfer_py.runtime.hybrid.device import Arrangement
 from powerinfer_py.runtime.hybrid.layer_kinds import alike, layer_kinds
 from powerinfer_py.runtime.hybrid.layer_probe import LayerTimer
@@ -209,27 +207,6 @@ def test_nothing_of_it_is_seen_later(copied: dict[str, Path], probes: list[Layer
             logits.append(run_sequences(llm.engine, sequences_of(2, llm.config.n_vocab)))
     assert len(probes) == 1
     assert np.array_equal(*logits)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.timeout(600)
-def test_a_gpu_decodes_about_as_fast_as_its_layers_promise(
-    copied: dict[str, Path], rates: list[Rates], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(layer_probe, "_STEPS", 32)
-    monkeypatch.setattr(layer_probe, "_MOST_LAYERS", 8)
-    device = CudaDevice(0, Arrangement.TWO_NODES)
-    greedy = SamplingParams(max_tokens=100, temperature=0.0, ignore_eos=True)
-    with LLM(copied["relu-llama.q4"], vram_budget=4.0, device=device, context_length=256, threads=2) as llm:
-        assert rates[0].source == MEASURED_WITH_LAYERS
-        llm.generate("a", greedy)
-        before = llm.stats.to_dict()
-        llm.generate("b", greedy)
-        after = llm.stats.to_dict()
-        taken = (after["decode_s"] - before["decode_s"]) / (after["decode_tokens"] - before["decode_tokens"])
-        # Of a model of 12 tiny layers what the engine does around a step is a good part.
-        assert llm.stats.vram["expected_s"] == pytest.approx(taken, rel=0.35)
 
 
 def test_layers_alike(models: dict[str, Path]) -> None:
