@@ -246,6 +246,37 @@ def longer(results: Results) -> list[str]:
     return lines
 
 
+def gpu(results: Results) -> list[str]:
+    """A row for each case of measure_gpu.py."""
+    lines = [
+        "| weights | case | mode | step | CPU threads | decode, tokens/s | predicted | of the bandwidth "
+        "| prompt, tokens/s "
+        "| activations on the GPU | budget, GiB | held, GiB |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for label, result in results:
+        for case in result["cases"]:
+            decode, captured = case.get("decode") or {}, case.get("captured")
+            cells = [
+                case.get("weights", label),
+                case["case"],
+                f"`{case['sparsity']}`",
+                case.get("arrangement", ""),
+                str(case.get("threads", "")),
+                _number(decode["tokens_per_s"]["median"]) if decode else "",
+                _number(case.get("expected_tokens_per_s")),
+                f"{decode['share_of_bandwidth']:.0%}" if "share_of_bandwidth" in decode else "",
+                _number(case["prompt"]["tokens_per_s"]["median"]) if "prompt" in case else "",
+                "" if captured is None else f"{captured:.0%}",
+                *(
+                    f"{case[name] / 2**30:.2f}" if name in case else ""
+                    for name in ("budget_bytes", "driver_peak_bytes")
+                ),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 RENDERERS: dict[str, Callable[[Results], list[str]]] = {
     "speeds": speeds,
     "ratios": ratios,
@@ -260,6 +291,7 @@ RENDERERS: dict[str, Callable[[Results], list[str]]] = {
     "solver": solver,
     "captured": captured,
     "origins": origins,
+    "gpu": gpu,
 }
 
 

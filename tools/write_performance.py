@@ -19,6 +19,7 @@ FILE alone will do.
     <!-- longer FILE -->                        the last runs of make fuzz, soak, mutants (record_long_runs.py)
     <!-- solver FILE -->                        seconds and gaps of the placement (measure_solver.py)
     <!-- captured FILE -->                      what splits of a test model capture (the same)
+    <!-- gpu Q4_0=....json -->                  a model at several budgets of a GPU (measure_gpu.py)
     <!-- end -->
 
 --check writes nothing and fails where a document is not what it would be.

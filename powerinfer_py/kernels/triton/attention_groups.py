@@ -20,7 +20,7 @@ from powerinfer_py.kernels.triton.overlap import wait_for_kernel_ahead
 _WEIGHT_SCALE = tl.constexpr(16384.0)
 # Query heads of a program: more of them (Falcon-7B has 71 for one key head) are several programs'.
 MAX_ROWS = 32
-# Of q8_0 rows up to 128 wide: with 4 warps some widths spilled on 9.0, wider rows spilled with 8 on 8.0.
+# Of q8_0 rows wider than 128: with 4 warps they spilled on 9.0; narrower ones spilled with 8 on 8.0 and 8.9.
 BLOCK_WARPS = 8
 
 

@@ -186,7 +186,7 @@ def attend_rows(
     if group > 1 and launch.has_tensor_cores(q.device):
         rows["ROWS"] = min(MAX_ROWS, max(16, launch.next_power_of_2(group)))
         kernel, n_programs = group_kernel, n_head_kv * launch.cdiv(group, rows["ROWS"])
-        if "q8_0" in (k_type, v_type) and max(width, width_v) <= _FULL_WIDTH:
+        if "q8_0" in (k_type, v_type) and max(width, width_v) > _FULL_WIDTH:
             warps = BLOCK_WARPS
     launch.run(
         kernel,

@@ -5,8 +5,8 @@ Nothing here computes or decides. Everything is enqueued in one stream of the de
 second one. All tensors lie in the arena, a single allocation; what else the process holds (context, kernels' modules)
 is measured before the arena is made.
 
-Not run so far: no machine with a GPU was at hand. The calls are plain torch, and those of `cuda_driver`, which a test
-makes to libraries in the driver's place.
+Run on an H200 (`tests/runtime/hybrid/test_cuda_device.py`). The calls are plain torch, and those of `cuda_driver`,
+which a test makes to libraries in the driver's place.
 """
 
 from __future__ import annotations
