@@ -25,8 +25,8 @@ SPLIT_ATTENTION_TOKENS = 16
 _PARTIAL_NEURONS = 64
 _PARTIAL_POSITIONS = 128
 _ROW_GROUP = 16
-# Sums of prompts that are cut into parts take at most so many float32 a product, 8 MiB; there are at most so many parts,
-# and so many results of a token in all of them: 512 tiles of 128.
+# Sums of prompts that are cut into parts take at most so many float32 a product, 8 MiB; there are at most so many
+# parts, and so many results of a token in all of them: 512 tiles of 128.
 _PARTIAL_SUMS = 1 << 21
 _MOST_PARTS = 16
 _PARTIAL_OUTPUTS = 1 << 16
@@ -162,7 +162,8 @@ def _forward_bytes(sizes: ModelSizes, n_tokens: int) -> int:
 def _kernel_bytes(sizes: ModelSizes, n_tokens: int) -> int:
     """What device kernels keep while they run. Few tokens: partial sums of the down projection (a row and a count for
     every 64 neurons), counters for pairs of neurons. More: the input of each product as two float16 halves and a scale
-    a token, its sums where they are cut into parts, and the neurons that any token needs. Attention of few tokens keeps a part for every 128 positions.
+    a token, its sums where they are cut into parts, and the neurons that any token needs. Attention of few tokens keeps
+    a part for every 128 positions.
     """
     config, f32 = sizes.config, FLOAT32_BYTES
     if n_tokens <= DECODE_TOKENS:
@@ -183,7 +184,11 @@ def _products(sizes: ModelSizes) -> list[tuple[int, int]]:
     those of the down projection are kept of hot and of cold neurons."""
     config = sizes.config
     n_heads = config.n_head * config.head_dim_v
-    outputs = [config.n_head * config.head_dim, config.n_head_kv * config.head_dim, config.n_head_kv * config.head_dim_v]
+    outputs = [
+        config.n_head * config.head_dim,
+        config.n_head_kv * config.head_dim,
+        config.n_head_kv * config.head_dim_v,
+    ]
     products = [(config.n_embd, n) for n in outputs]
     products += [(n_heads, config.n_embd), (config.n_embd, 0), (_padded(config.n_ff), config.n_embd)]
     products += [(0, config.n_embd)]

@@ -341,6 +341,4 @@ def down_tiles(
         STAGES=config.stages,
     )
     if split:
-        add_parts(
-            sums, y, n=n, step=config.step, count=None if union is None else count, bias=bias, residual=residual
-        )
+        add_parts(sums, y, n=n, step=config.step, count=None if union is None else count, bias=bias, residual=residual)

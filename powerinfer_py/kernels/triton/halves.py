@@ -51,7 +51,7 @@ def two_halves(scaled):
 @triton.jit
 def columns_inside(rows_too, at, N: tl.constexpr, STEP: tl.constexpr):
     """Mask (rows, columns) of columns `at` below N; of whole steps all are, which the compiler cannot see."""
-    if N % STEP == 0:
+    if N % STEP == 0:  # noqa: SIM108  an expression would have both its sides compiled
         inside = rows_too[:, None]
     else:
         inside = rows_too[:, None] & (at < N)[None, :]
@@ -71,9 +71,7 @@ def half_scales(d, half_scale):
 
 
 @triton.jit
-def block_scales(
-    scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: tl.constexpr, WARPS: tl.constexpr
-):
+def block_scales(scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: tl.constexpr, WARPS: tl.constexpr):
     """float16 (ROWS, STEP / 32): scales of the blocks from column `start`, times half_scale. WARPS: of the program."""
     ROWS: tl.constexpr = keep.shape[0]
     BLOCKS: tl.constexpr = STEP // 32

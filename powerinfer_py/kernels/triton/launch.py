@@ -71,6 +71,7 @@ _LEAST_STEPS = 4
 # How storages are multiplied: in float32, in two halves, in one half after unpacking bytes or nibbles.
 STORAGE_CLASSES = {"f32": "f32", "f16": "halves", "bf16": "halves", "q8_0": "bytes", "q4_0": "nibbles"}
 
+
 def _buckets(*configs: TileConfig) -> dict[int, TileConfig]:
     """One for each of `TOKEN_BUCKETS`, the last for all that are left."""
     return dict(zip(TOKEN_BUCKETS, (*configs, *[configs[-1]] * (len(TOKEN_BUCKETS) - len(configs))), strict=True))
