@@ -18,15 +18,15 @@ from powerinfer_py.kernels.triton import launch
 from powerinfer_py.kernels.triton.attention_rows import require_attention
 from powerinfer_py.kernels.triton.cache_tiles import load_cache_rows, row_start
 from powerinfer_py.kernels.triton.device_rows import Allocate
-from powerinfer_py.kernels.triton.halves import Halves, power_of_two_scale, two_halves
+from powerinfer_py.kernels.triton.halves import Halves, columns_inside, power_of_two_scale, two_halves
 from powerinfer_py.kernels.triton.loops import steps
 from powerinfer_py.kernels.triton.weight_rows import is_finite
 
-# Queries are read anew for every tile of keys, 32 columns at a time, from the L1 cache: kept in registers, both halves
-# took all 255 and spilled. 64 x 128 float32 sums are 64 registers of each of 128 threads.
-# A warp for every 16 tokens: with twice as many, Triton 3.6 gave both warp groups of 9.0 the same rows of scores and
-# half the columns of sums each, and between the two layouts heads of 20 and 12 columns lost products of high halves.
-_TOKENS, _TILE, _PART, _WARPS = 64, 32, 32, 4
+# 32 x 128 float32 sums are 32 registers of each of 128 threads. 64 tokens left the halves of queries too few on 8.0 and
+# 8.9: 8 to 40 bytes were spilled. With 64 tokens and 8 warps Triton 3.6 gave both warp groups of 9.0 the same rows of
+# scores, but each half the columns of sums, and between the two layouts an H200 lost products of the high halves where
+# heads had 20 and 12 columns; up to 32 tokens no warp groups are made.
+_TOKENS, _TILE, _PART, _WARPS = 32, 32, 32, 4
 # Halves of keys and values besides those of queries leave no room for more.
 _BLOCK_TOKENS, _BLOCK_TILE, _BLOCK_PART, _BLOCK_WARPS = 32, 16, 32, 8
 # Weights lie in [0, 1]; times 2^14 even low halves of small ones are no subnormal float16. Values of q8_0 are brought
@@ -120,7 +120,7 @@ def tiles_kernel(
             scores = tl.zeros((TOKENS, TILE), tl.float32)
             for column in tl.static_range(0, WIDTH, PART):
                 at = column + tl.arange(0, PART)
-                asked = inside[:, None] & (at < DIM)[None, :]
+                asked = columns_inside(inside, at, DIM, WIDTH)
                 query_high = tl.load(high + at_query[:, None] + at[None, :], mask=asked, other=0.0)
                 query_low = tl.load(low + at_query[:, None] + at[None, :], mask=asked, other=0.0)
                 key, key_low, key_back = key_halves(

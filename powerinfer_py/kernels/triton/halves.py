@@ -75,7 +75,7 @@ def block_scales(scales, rows, keep, start, half_scale, N: tl.constexpr, STEP: t
     """float16 (ROWS, STEP / 32): scales of the blocks from column `start`, times half_scale. WARPS: of the program."""
     ROWS: tl.constexpr = keep.shape[0]
     BLOCKS: tl.constexpr = STEP // 32
-    if N % 64 == 0 and BLOCKS % 2 == 0 and ROWS * BLOCKS < 64 * WARPS:
+    if (N % 64 == 0 and BLOCKS % 2 == 0) and ROWS * BLOCKS < 64 * WARPS:
         # Copies to shared memory that go on beside the computation take 4 bytes a thread at least. Where there are two
         # scales for every thread that is so anyway, and taking pairs apart costs an exchange between threads.
         pair = start // 64 + tl.arange(0, BLOCKS // 2)

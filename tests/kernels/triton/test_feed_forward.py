@@ -108,6 +108,27 @@ def test_tiles_of_a_device(
     require_equal(run(triton_kernels, layer, x, mask), want, largest_nmse(triton_kernels, layer, 2))
 
 
+@pytest.mark.parametrize("ggml_type", [GGMLType.F32, GGMLType.F16, GGMLType.Q4_0], ids=str)
+@pytest.mark.parametrize("parts", [1, 3, 16])
+@pytest.mark.parametrize("density", [None, 0.0, 0.2])
+def test_parts_of_sums_are_added_in_one_order(
+    triton_kernels: TritonKernels,
+    reference: ReferenceKernels,
+    monkeypatch: pytest.MonkeyPatch,
+    ggml_type: GGMLType,
+    parts: int,
+    density: float | None,
+) -> None:
+    """As many as there are steps, fewer and more, over lists with and without entries."""
+    monkeypatch.setattr(launch, "tile_config", lambda *_: launch.TileConfig(16, 64, 32, 4, 2, parts))
+    layer = Layer(ggml_type, n_ff=203, n_embd=160)
+    x, mask = tokens(19, layer.n_embd), None if density is None else mask_of(19, layer.n_ff, density)
+    want = reference.feed_forward_part(layer.block(reference), x, mask, observe=True)
+    got = run(triton_kernels, layer, x, mask)
+    require_equal(got, want, largest_nmse(triton_kernels, layer, len(x)))
+    assert same_bits(run(triton_kernels, layer, x, mask).y, got.y)
+
+
 @both_ways
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize("activation", [Activation.SILU, Activation.RELU])

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from helpers_blocks import random_rows, smallest_cols
 from helpers_kernels import ROUNDOFF, mask_of, matrix_of, same_bits, sum_bound, tokens
-from helpers_triton import DEVICE_IDS, DEVICE_TYPES, nmse, nmse_of_sums, on_device, product_bound, weights_on_device
+from helpers_triton import (
+    DEVICE_IDS,
+    DEVICE_TYPES,
+    Poison,
+    nmse,
+    nmse_of_sums,
+    on_device,
+    product_bound,
+    weights_on_device,
+)
 
 from powerinfer_py.gguf.types import GGMLType
 from powerinfer_py.kernels.blocks import Linear
 from powerinfer_py.kernels.reference import ReferenceKernels
 from powerinfer_py.kernels.triton import down_rows, launch
 from powerinfer_py.kernels.triton.kernels import TritonKernels
+from powerinfer_py.kernels.triton.matrix_product import product
 
 every_type = pytest.mark.parametrize("ggml_type", DEVICE_TYPES, ids=DEVICE_IDS)
 
@@ -66,6 +78,46 @@ def test_a_prompt_has_the_precision_of_its_storage(
     y = triton_kernels.linear(matrix_of(triton_kernels, stored), on_device(triton_kernels, x))
     want = reference.linear(matrix_of(reference, stored), x)
     assert nmse(y / size, want / size) < nmse_of_sums(triton_kernels, largest)
+
+
+@pytest.mark.parametrize("output", ["sum", "relu", "mask"])
+def test_parts_of_products_end_as_whole_ones(
+    triton_kernels: TritonKernels, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    stored, x = random_rows(GGMLType.F16, 70, 519), on_device(triton_kernels, tokens(20, 519))
+    matrix, results = matrix_of(triton_kernels, stored), []
+    bias = on_device(triton_kernels, torch.linspace(-3, 3, 70))
+    residual = None if output == "mask" else on_device(triton_kernels, tokens(20, 70))
+    for parts in (1, 4):
+        monkeypatch.setattr(launch, "tile_config", lambda *_, parts=parts: launch.TileConfig(16, 32, 32, 4, 2, parts))
+        y = Poison(str(triton_kernels.device))((20, 70), torch.uint8 if output == "mask" else torch.float32)
+        product(
+            matrix.handle,
+            x,
+            y,
+            Poison(str(triton_kernels.device)),
+            bias=bias,
+            residual=residual,
+            output=output,  # type: ignore[arg-type]
+        )
+        results.append(y.cpu().float())
+    whole, cut = results
+    assert len(whole.unique()) > 1
+    assert nmse(cut, whole) < nmse_of_sums(triton_kernels, 1e-12)
+
+
+def test_tiles_follow_from_shapes_alone() -> None:
+    """All tokens of a bucket take one configuration, and all numbers of neurons; parts stay within what is counted."""
+    device = torch.device("meta")
+    for kernel, storage in itertools.product(("product", "hidden", "down"), launch.STORAGE_CLASSES):
+        for last, first in itertools.pairwise((*reversed(launch.TOKEN_BUCKETS), 4)):
+            config = launch.tile_config(kernel, storage, last, 4096, 4096, device)
+            assert config == launch.tile_config(kernel, storage, first + 1, 4096, 4096, device)
+            assert last * config.parts <= 512
+            assert config.parts == 1 or kernel != "hidden"
+            if kernel != "product":
+                assert config == launch.tile_config(kernel, storage, last, 37, 4096, device)
+    assert launch.tile_config("product", "q4_0", 513, 1024, 4096, device).parts == 1
 
 
 @every_type
