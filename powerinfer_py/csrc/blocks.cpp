@@ -65,6 +65,16 @@ FeedForwardCounts run_neurons(
     const int64_t n = n_tokens * job.n_ff;
     const bool gated = job.gate.matrix.data != nullptr;
     FeedForwardCounts counts{0, 0, 0, 0, 0.0};
+    const uint8_t* wanted = job.dense ? nullptr : mask;
+    const LinearJob up = product(job.up, h, wanted, neurons.first, n_tokens);
+    if (const NeuronsJob pass{gated ? product(job.gate, h, wanted, neurons.first, n_tokens) : up,
+                              gated ? up : LinearJob{},
+                              {job.down.matrix, neurons.hidden, job.down.bias, y, n_tokens, job.dense},
+                              neurons.fired, job.activation, job.fatrelu_threshold};
+        job.down_is_transposed && can_run_neurons(pass, executor)) {
+        const NeuronCounts n_rows = powerinfer::neurons(pass, executor);
+        return {gated ? n_rows.first : 0, gated ? n_rows.second : n_rows.first, n_rows.down, n_rows.fired, 0.0};
+    }
     const HiddenJob between{neurons.first, gated ? neurons.up : nullptr, mask, neurons.fired, neurons.hidden,
                             job.activation, job.fatrelu_threshold};
     const auto fire = [&](int64_t begin, int64_t end) { executor.kernels.fire(between, begin, end); };
@@ -76,7 +86,6 @@ FeedForwardCounts run_neurons(
         run_elements(executor, n, fire);
     } else {
         int64_t& count = gated ? counts.gate : counts.up;
-        const uint8_t* wanted = job.dense ? nullptr : mask;
         count = linear(product(gated ? job.gate : job.up, h, wanted, neurons.first, n_tokens), executor);
         run_elements(executor, n, fire);
         if (gated) counts.up = linear(product(job.up, h, neurons.fired, neurons.up, n_tokens), executor);
