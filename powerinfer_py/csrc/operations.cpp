@@ -165,9 +165,9 @@ int64_t accumulate_rows(const AccumulateJob& job, Executor& executor) {
 }
 
 bool can_run_neurons(const NeuronsJob& job, const Executor& executor) {
-    const bool packed = job.first.matrix.packed && (!job.second.matrix.data || job.second.matrix.packed);
-    return packed && job.first.mask && job.first.n_tokens == 1 && !job.down.all_rows &&
-           executor.pool.n_threads() <= kRowBlocks;
+    for (const LinearJob* products : {&job.first, &job.second})
+        if (products->matrix.data && !products->matrix.packed) return false;
+    return job.mask && job.down.n_tokens == 1 && !job.down.all_rows && executor.pool.n_threads() <= kRowBlocks;
 }
 
 NeuronCounts neurons(const NeuronsJob& given, Executor& executor) {
@@ -175,7 +175,7 @@ NeuronCounts neurons(const NeuronsJob& given, Executor& executor) {
     NeuronsJob job = given;
     QuantisedTokens made[2];
     job.first = with_tokens(job.first, made, executor);
-    if (job.second.matrix.data) job.second = with_tokens(job.second, made, executor);
+    job.second = with_tokens(job.second, made, executor);
     const int64_t n_rows = job.down.matrix.rows, cols = job.down.matrix.cols, block = rows_of_block(n_rows);
     const bool inline_all = n_rows * cols <= kInlineProducts;
     int32_t* lists = executor.row_lists.reserve(kRowBlocks * (block + kGroupNeurons));
@@ -206,13 +206,14 @@ void pack(const WeightMatrix& stored, const WeightMatrix& packed, uint8_t* out, 
     });
 }
 
-void copy(const WeightMatrix& stored, uint8_t* out, Executor& executor) {
+void copy(const WeightMatrix& stored, const WeightMatrix& copied, uint8_t* out, Executor& executor) {
     const std::lock_guard lock(executor.busy);
     const int64_t item_rows = rows_per_item(stored);
     run_items(executor, divide_up(stored.rows, item_rows), false, [&](int64_t item, int) {
-        const int64_t begin = item * item_rows, end = std::min(begin + item_rows, stored.rows);
-        std::copy(stored.data + begin * stored.row_bytes, stored.data + end * stored.row_bytes,
-                  out + begin * stored.row_bytes);
+        for (int64_t r = item * item_rows; r < std::min((item + 1) * item_rows, stored.rows); r++) {
+            const uint8_t* row = stored.data + r * stored.row_bytes;
+            std::copy(row, row + stored.row_bytes, out + r * copied.row_bytes);
+        }
     });
 }
 

@@ -166,7 +166,10 @@ public:
         const HiddenJob between{first, gated ? second : nullptr, nullptr, fired, hidden, job_.activation,
                                 job_.fatrelu_threshold};
         ask_down(neurons, n);
-        first_.of(neurons, n, ahead_, first);
+        if (job_.values)
+            for (int i = 0; i < n; i++) first[i] = job_.values[neurons[i]];
+        else
+            first_.of(neurons, n, ahead_, first);
         fire_range(between, 0, n);
         int n_fired = 0;
         for (int i = 0; i < n; i++) {
@@ -176,7 +179,7 @@ public:
         }
         if (gated) second_.of(chosen, n_fired, ahead_, second);
         for (int i = 0; i < n_fired; i++) fired[i] = 1;
-        counts_.first += n;
+        counts_.first += job_.values ? 0 : n;
         counts_.second += gated ? n_fired : 0;
         counts_.fired += hide_range(between, 0, n_fired);
         for (int i = 0; i < n_fired; i++) job_.fired[chosen[i]] = fired[i];
@@ -228,7 +231,7 @@ private:
 
 NeuronCounts neurons_block(const NeuronsJob& job, int64_t begin, int64_t end, int32_t* rows, float* partial) {
     const int64_t n_rows = job.down.matrix.rows, beyond = end + kRowsBeyond < n_rows ? end + kRowsBeyond : n_rows;
-    WantedRows wanted{job.first.mask, begin, beyond};
+    WantedRows wanted{job.mask, begin, beyond};
     // Behind the neurons of the block, those that the thread will probably compute next.
     int64_t n = 0, n_listed = 0;
     for (int64_t row; n_listed < n + kGroupNeurons && (row = wanted.next()) >= 0;) {
