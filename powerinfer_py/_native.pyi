@@ -131,6 +131,11 @@ class CpuKernels:
     def copy(self, matrix: Matrix, /) -> Matrix:
         """A copy of a matrix in memory of its own, in huge pages where it is large."""
 
+    def interleave(self, packed: list[Matrix], copied: list[Matrix], /) -> list[Matrix]:
+        """Copies whose rows lie beside each other, row by row: of `packed` in the order of `pack`, of `copied` as they
+        are. They keep one memory alive. Raises ValueError for matrices that differ in rows, or cannot be packed.
+        """
+
     def quantise(self, values: int, n_weights: int, type_id: int, out: int, /) -> bool:
         """values (n_weights) as blocks into `out` (uint8), which has room for them.
 

@@ -3,8 +3,9 @@
     python tools/plot_sparse_cost.py --png sparse_cost.png --json sparse_cost.json
 
 Gate rows, up rows and down rows of as many layers as exceed the caches, a fresh random set of neurons for each, through
-the native kernels; the dense time reads every row without a mask. The last line is one JSON object: the straight line
-through the medians, its R^2, and the time at 100 % against dense. It measures kernels, not a model.
+the native kernels and in the memory layout of that mode; the dense time reads every row without a mask. The last line
+is one JSON object: the straight line through the medians, its R^2, and the time at 100 % against dense. It measures
+kernels, not a model.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ import torch
 from result_header import header
 from torch import Tensor
 
+from powerinfer_py.config import Activation
 from powerinfer_py.errors import PowerInferError
 from powerinfer_py.gguf.types import GGMLType, row_bytes
+from powerinfer_py.kernels.blocks import FeedForwardBlock, FeedForwardWeights, Norm
 from powerinfer_py.kernels.cpu import NativeKernels
-from powerinfer_py.kernels.matrix import Matrix
+from powerinfer_py.kernels.matrix import Matrix, StoredMatrix
 from powerinfer_py.profiler.plot import require_picture
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -34,46 +37,58 @@ SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1
 
 @dataclass(frozen=True)
 class Layer:
-    """The three matrices of one gated FFN, a neuron a row."""
+    """One gated FFN as a mode that skips neurons holds it, and as the dense one does."""
 
-    gate: Matrix
-    up: Matrix
-    down: Matrix
+    sparse: FeedForwardBlock
+    dense: FeedForwardBlock
 
 
 def make_layers(kernels: NativeKernels, ggml_type: GGMLType, n_ff: int, n_embd: int, n_layers: int) -> list[Layer]:
-    """Layers of random bytes below 60, which are finite numbers in every type."""
+    """Layers of random bytes below 60, which are finite numbers in every type. Whatever is computed fires."""
     data = np.random.default_rng(1).integers(0, 60, n_ff * row_bytes(ggml_type, n_embd), dtype=np.uint8)
+    norm = Norm(torch.ones(n_embd), None, 1e-5, False)
 
-    def matrix(*, pack: bool) -> Matrix:
-        return kernels.matrix("ffn", ggml_type, n_ff, n_embd, data.copy(), pack=pack, copy=True)
+    def block(matrices: tuple[Matrix, ...], *, dense: bool) -> FeedForwardBlock:
+        gate, up, down = matrices
+        weights = FeedForwardWeights(
+            up=up, gate=gate, down=down, down_is_transposed=True, up_bias=None, gate_bias=None, down_bias=None
+        )
+        return kernels.prepare_feed_forward(
+            FeedForwardBlock(norm, weights, None, Activation.FATRELU, float("-inf"), 0.0, dense)
+        )
 
-    return [Layer(matrix(pack=True), matrix(pack=True), matrix(pack=False)) for _ in range(n_layers)]
+    def apart() -> tuple[Matrix, ...]:
+        return tuple(kernels.matrix("ffn", ggml_type, n_ff, n_embd, data, pack=i < 2, copy=True) for i in range(3))
+
+    stored = [StoredMatrix("ffn", ggml_type, n_ff, n_embd, data)] * 3
+    return [
+        Layer(
+            block(kernels.interleaved(stored[:-1], stored[-1]) or apart(), dense=False),
+            block(apart(), dense=True),
+        )
+        for _ in range(n_layers)
+    ]
 
 
 def sparse_pass(kernels: NativeKernels, layers: list[Layer], x: Tensor, masks: list[Tensor]) -> int:
     """One token through every layer, the masked neurons alone; returns the rows that were read."""
     n_rows = 0
     for layer, mask in zip(layers, masks, strict=True):
-        _, n_gate = kernels.linear_masked(layer.gate, x, mask)
-        _, n_up = kernels.linear_masked(layer.up, x, mask)
-        _, n_down = kernels.accumulate_rows(layer.down, mask.float())
-        n_rows += n_gate + n_up + n_down
+        result = kernels.feed_forward_part(layer.sparse, x, mask)
+        n_rows += result.gate_products + result.up_products + result.down_products
     return n_rows
 
 
 def dense_pass(kernels: NativeKernels, layers: list[Layer], x: Tensor) -> None:
     """One token through every layer, every row."""
-    ones = torch.ones(1, layers[0].down.rows)
     for layer in layers:
-        kernels.linear(layer.gate, x)
-        kernels.linear(layer.up, x)
-        kernels.accumulate_rows(layer.down, ones, all_rows=True)
+        kernels.feed_forward_part(layer.dense, x, None)
 
 
 def measure(kernels: NativeKernels, layers: list[Layer], repeats: int) -> tuple[list[list[float]], list[float]]:
     """Seconds of each pass at each of SHARES, and dense; they take turns, so that a slow moment meets all of them."""
-    n_ff, n_embd = layers[0].up.rows, layers[0].up.cols
+    up = layers[0].dense.weights.up
+    n_ff, n_embd = up.rows, up.cols
     x = torch.randn(1, n_embd, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(2)
     times: list[list[float]] = [[] for _ in SHARES]

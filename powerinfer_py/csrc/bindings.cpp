@@ -43,8 +43,22 @@ public:
     Matrix copy(const Matrix& stored) {
         Matrix copied = Matrix::copied_like(stored);
         const nb::gil_scoped_release unlocked;
-        powerinfer::copy(stored.weights, copied.owned(), executor_);
+        powerinfer::copy(stored.weights, copied.weights, copied.owned(), executor_);
         return copied;
+    }
+
+    std::vector<Matrix> interleave(const std::vector<const Matrix*>& packed, const std::vector<const Matrix*>& copied) {
+        for (const auto* matrices : {&packed, &copied})
+            for (const Matrix* stored : *matrices) require(stored != nullptr, "a matrix is None");
+        std::vector<Matrix> made = Matrix::interleaved_like(packed, copied);
+        const nb::gil_scoped_release unlocked;
+        for (size_t i = 0; i < made.size(); i++) {
+            if (i < packed.size())
+                powerinfer::pack(packed[i]->weights, made[i].weights, made[i].owned(), executor_);
+            else
+                powerinfer::copy(copied[i - packed.size()]->weights, made[i].weights, made[i].owned(), executor_);
+        }
+        return made;
     }
 
     bool quantise(uintptr_t values, int64_t n_weights, int type_id, uintptr_t out) {
@@ -322,6 +336,7 @@ NB_MODULE(_native, m) {
         .def_prop_ro("threads", &CpuKernels::threads)
         .def("pack", &CpuKernels::pack)
         .def("copy", &CpuKernels::copy)
+        .def("interleave", &CpuKernels::interleave)
         .def("quantise", &CpuKernels::quantise)
         .def("linear", &CpuKernels::linear)
         .def("accumulate_rows", &CpuKernels::accumulate_rows)

@@ -12,6 +12,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "operations.hpp"
 
@@ -108,6 +109,7 @@ public:
     // Room for the packed rows of `stored`, to be filled by pack().
     static Matrix packed_like(const Matrix& stored) {
         require(!stored.weights.packed, "the matrix is packed already");
+        stored.require_alone();
         WeightMatrix weights = packed_form(stored.weights);
         require(weights.packed, kNotPacked);
         Matrix packed(stored);
@@ -118,8 +120,39 @@ public:
         return packed;
     }
 
+    // Room for the rows of several matrices beside each other, row by row: the packed rows of those of `packed`, then those
+    // of `copied` as they are.
+    static std::vector<Matrix> interleaved_like(
+        const std::vector<const Matrix*>& packed, const std::vector<const Matrix*>& copied) {
+        std::vector<Matrix> made;
+        int64_t stride = 0;
+        for (const auto* matrices : {&packed, &copied})
+            for (const Matrix* stored : *matrices) {
+                stored->require_alone();
+                Matrix& matrix = made.emplace_back(*stored);
+                require(stored->weights.rows == made[0].weights.rows, "the matrices differ in rows");
+                if (matrices == &packed) matrix.weights = packed_form(stored->weights);
+                require(matrix.weights.packed == (matrices == &packed), kNotPacked);
+                matrix.bytes_of_row_ = matrix.weights.row_bytes;
+                stride += matrix.weights.row_bytes;
+            }
+        if (made.empty()) return made;
+        const std::shared_ptr<uint8_t> owned = pages(static_cast<size_t>(made[0].weights.rows * stride));
+        int64_t begin = 0;
+        for (Matrix& matrix : made) {
+            matrix.data_.reset();
+            // It begins where its first row does, and keeps the memory of all of them.
+            matrix.owned_ = std::shared_ptr<uint8_t>(owned, owned.get() + begin);
+            begin += matrix.weights.row_bytes;
+            matrix.weights.data = matrix.owned_.get();
+            matrix.weights.row_bytes = stride;
+        }
+        return made;
+    }
+
     // Room for a copy of the rows as they are.
     static Matrix copied_like(const Matrix& stored) {
+        stored.require_alone();
         Matrix copied(stored);
         copied.data_.reset();
         copied.owned_ = pages(static_cast<size_t>(stored.weights.rows * stored.weights.row_bytes));
@@ -131,15 +164,23 @@ public:
 
     // A copy of the rows as they are read.
     nb::bytes to_bytes() const {
-        return nb::bytes(weights.data, static_cast<size_t>(weights.rows * weights.row_bytes));
+        if (bytes_of_row_ == 0) return nb::bytes(weights.data, static_cast<size_t>(weights.rows * weights.row_bytes));
+        std::string rows;
+        for (int64_t r = 0; r < weights.rows; r++)
+            rows.append(reinterpret_cast<const char*>(weights.data + r * weights.row_bytes),
+                        static_cast<size_t>(bytes_of_row_));
+        return nb::bytes(rows.data(), rows.size());
     }
 
     WeightMatrix weights;
 
 private:
+    void require_alone() const { require(bytes_of_row_ == 0, "the matrix lies between others"); }
+
     static constexpr const char* kNotPacked = "only Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K can be packed";
     std::optional<Bytes> data_;       // keeps the memory alive
     std::shared_ptr<uint8_t> owned_;  // or is the memory
+    int64_t bytes_of_row_ = 0;        // where rows of other matrices lie between its own; else 0
 };
 
 // A block of a layer with the matrices it needs; the tensors of norms and biases are kept alive by whoever made it.

@@ -2,6 +2,7 @@
 // operations; here the tensors between them live in the executor's scratch memory and nothing is allocated per token.
 #include <atomic>
 #include <chrono>
+#include <optional>
 
 #include "operations.hpp"
 
@@ -52,11 +53,43 @@ void predict_into(const PredictJob& job, float* inner, float* scores, Executor& 
     });
 }
 
-// Scratch of an FFN, (n_tokens, n_ff) each.
+// Scratch of an FFN, (n_tokens, n_ff) each. wanted is used where no mask is given.
 struct Neurons {
     float *first, *up, *hidden;
-    uint8_t* fired;
+    uint8_t *wanted, *fired;
 };
+
+// One token through packed matrices without a pass over memory for each: see isa/neurons.hpp. Nothing where the job is no
+// such thing.
+std::optional<FeedForwardCounts> run_in_one_pass(
+    const FeedForwardBlockJob& job, const float* h, const uint8_t* mask, const Neurons& neurons, float* y,
+    int64_t n_tokens, Executor& executor) {
+    const bool gated = job.gate.matrix.data != nullptr;
+    const LinearJob gate = product(job.gate, h, nullptr, neurons.first, n_tokens);
+    const LinearJob up = product(job.up, h, nullptr, neurons.up, n_tokens);
+    NeuronsJob pass{gated ? gate : up, gated ? up : LinearJob{},
+                    {job.down.matrix, nullptr, job.down.bias, y, n_tokens, job.dense},
+                    mask, nullptr, neurons.fired, job.activation, job.fatrelu_threshold};
+    if (!mask) {
+        if (!gated) return std::nullopt;
+        pass.first = {};
+        pass.mask = neurons.wanted;
+        pass.values = neurons.first;
+    }
+    if (!job.down_is_transposed || !can_run_neurons(pass, executor)) return std::nullopt;
+    if (!mask) {
+        // Every gate row is read: a stream of its own.
+        linear(gate, executor);
+        const HiddenJob between{neurons.first, nullptr, nullptr, neurons.wanted, nullptr, job.activation,
+                                job.fatrelu_threshold};
+        run_elements(executor, job.n_ff, [&](int64_t begin, int64_t end) {
+            executor.kernels.fire(between, begin, end);
+        });
+    }
+    const NeuronCounts counts = powerinfer::neurons(pass, executor);
+    return FeedForwardCounts{mask ? (gated ? counts.first : 0) : job.n_ff, gated ? counts.second : counts.first,
+                             counts.down, counts.fired, 0.0};
+}
 
 // y = the FFN of h over the neurons of `mask`, or all; y may be h.
 FeedForwardCounts run_neurons(
@@ -65,6 +98,7 @@ FeedForwardCounts run_neurons(
     const int64_t n = n_tokens * job.n_ff;
     const bool gated = job.gate.matrix.data != nullptr;
     FeedForwardCounts counts{0, 0, 0, 0, 0.0};
+    if (const auto of_pass = run_in_one_pass(job, h, mask, neurons, y, n_tokens, executor)) return *of_pass;
     const HiddenJob between{neurons.first, gated ? neurons.up : nullptr, mask, neurons.fired, neurons.hidden,
                             job.activation, job.fatrelu_threshold};
     const auto fire = [&](int64_t begin, int64_t end) { executor.kernels.fire(between, begin, end); };
@@ -135,7 +169,7 @@ FeedForwardCounts feed_forward_block(const FeedForwardBlockJob& job, const FeedF
         predictor_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
     }
     normalise(job.norm, step.x, h, n_tokens, job.n_embd, executor);
-    const Neurons neurons{first, first + n, first + 2 * n, step.fired ? step.fired : masks + n};
+    const Neurons neurons{first, first + n, first + 2 * n, masks, step.fired ? step.fired : masks + n};
     FeedForwardCounts counts = run_neurons(job, h, mask, neurons, h, n_tokens, executor);
     counts.predictor_s = predictor_s;
     add(executor, step.residual, h, step.y, n_x);
@@ -166,8 +200,9 @@ FeedForwardCounts feed_forward_part(
     const std::lock_guard lock(executor.busy);
     const int64_t n = step.n_tokens * job.n_ff;
     float* first = executor.activations.reserve(3 * n);
-    uint8_t* fired = step.fired ? step.fired : executor.masks.reserve(n);
-    return run_neurons(job, step.h, step.mask, {first, first + n, first + 2 * n, fired}, step.y, step.n_tokens, executor);
+    uint8_t* masks = executor.masks.reserve(2 * n);
+    const Neurons neurons{first, first + n, first + 2 * n, masks, step.fired ? step.fired : masks + n};
+    return run_neurons(job, step.h, step.mask, neurons, step.y, step.n_tokens, executor);
 }
 
 void predict(const PredictJob& job, Executor& executor) {

@@ -177,6 +177,24 @@ struct HiddenJob {
     float fatrelu_threshold;
 };
 
+// The FFN of one token over the neurons of a mask, all of its matrices in one pass: a neuron's gate row, then its up row
+// if it fired, then its down row. Gate and up rows are packed.
+struct NeuronsJob {
+    LinearJob first;     // gate rows, or up rows without a gate; mask and y are not used
+    LinearJob second;    // up rows behind a gate, or null data
+    AccumulateJob down;  // its coefficients are not used
+    const uint8_t* mask;  // (n_ff)
+    const float* values;  // (n_ff): products of the gate that have been made; `first` is then null data
+    uint8_t* fired;       // (n_ff)
+    Activation activation;
+    float fatrelu_threshold;
+};
+
+// Products of first and second rows, down rows added, neurons that fired.
+struct NeuronCounts {
+    int64_t first, second, down, fired;
+};
+
 struct Norm {
     const float* weight;  // (n_embd)
     const float* bias;    // (n_embd) or null

@@ -24,6 +24,8 @@ inline constexpr int64_t kRowBlocks = 16;
 inline constexpr int64_t rows_of_block(int64_t n_rows) { return (n_rows + kRowBlocks - 1) / kRowBlocks; }
 inline constexpr int64_t kStripCols = 256;
 inline constexpr int64_t kStripTokens = 64;
+// How many neurons neurons_block computes at a time, and how many beyond its block it looks for.
+inline constexpr int kGroupNeurons = 8;
 // Floats of scratch that accumulate_strip needs.
 inline constexpr int64_t kStripScratch = 2 * kStripTokens * kStripCols;
 inline constexpr int64_t kTokenBlock = 64;
@@ -36,6 +38,9 @@ struct KernelTable {
     // scratch for their numbers. Returns how many were added.
     int64_t (*accumulate_block)(
         const AccumulateJob&, int64_t token, int64_t begin, int64_t end, int32_t* rows, float* partial);
+    // The wanted neurons of rows [begin, end), which are one of the kRowBlocks blocks: `fired` of each, and their sum of
+    // down rows in partial[cols], as accumulate_block makes it. rows: scratch, end - begin + kGroupNeurons.
+    NeuronCounts (*neurons_block)(const NeuronsJob&, int64_t begin, int64_t end, int32_t* rows, float* partial);
     // y[token, begin..end) = ((partials[0] + partials[1]) + ...) + bias; partials (kRowBlocks, cols).
     void (*combine_partials)(const AccumulateJob&, int64_t token, const float* partials, int64_t begin, int64_t end);
     // The whole sums of a strip of columns for a block of tokens; returns the pairs added if it holds column 0, else 0.

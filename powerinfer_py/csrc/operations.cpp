@@ -56,6 +56,16 @@ struct LinearItems {
     }
 };
 
+// y of each token from the partial vectors of its blocks, (n_tokens, kRowBlocks, cols).
+void combine_blocks(const AccumulateJob& job, const float* partials, Executor& executor, bool inline_all) {
+    const int64_t cols = job.matrix.cols, n_parts = divide_up(cols, kCombineCols);
+    run_items(executor, job.n_tokens * n_parts, inline_all, [&](int64_t item, int) {
+        const int64_t t = item / n_parts, begin = item % n_parts * kCombineCols;
+        executor.kernels.combine_partials(
+            job, t, partials + t * kRowBlocks * cols, begin, std::min(begin + kCombineCols, cols));
+    });
+}
+
 // One token's blocks of rows, each into a partial vector of its own.
 int64_t accumulate_by_blocks(const AccumulateJob& job, Executor& executor, bool inline_all) {
     const int64_t n_rows = job.matrix.rows, cols = job.matrix.cols, block = rows_of_block(n_rows);
@@ -68,12 +78,7 @@ int64_t accumulate_by_blocks(const AccumulateJob& job, Executor& executor, bool 
             job, t, begin, std::min(begin + block, n_rows), lists + t * n_rows + begin, partials + item * cols);
         total.fetch_add(n, std::memory_order_relaxed);
     });
-    const int64_t n_parts = divide_up(cols, kCombineCols);
-    run_items(executor, job.n_tokens * n_parts, inline_all, [&](int64_t item, int) {
-        const int64_t t = item / n_parts, begin = item % n_parts * kCombineCols;
-        executor.kernels.combine_partials(
-            job, t, partials + t * kRowBlocks * cols, begin, std::min(begin + kCombineCols, cols));
-    });
+    combine_blocks(job, partials, executor, inline_all);
     return total.load();
 }
 
@@ -159,6 +164,38 @@ int64_t accumulate_rows(const AccumulateJob& job, Executor& executor) {
     return accumulate_by_strips(job, executor, inline_all);
 }
 
+bool can_run_neurons(const NeuronsJob& job, const Executor& executor) {
+    for (const LinearJob* products : {&job.first, &job.second})
+        if (products->matrix.data && !products->matrix.packed) return false;
+    return job.mask && job.down.n_tokens == 1 && !job.down.all_rows && executor.pool.n_threads() <= kRowBlocks;
+}
+
+NeuronCounts neurons(const NeuronsJob& given, Executor& executor) {
+    const std::lock_guard lock(executor.busy);
+    NeuronsJob job = given;
+    QuantisedTokens made[2];
+    job.first = with_tokens(job.first, made, executor);
+    job.second = with_tokens(job.second, made, executor);
+    const int64_t n_rows = job.down.matrix.rows, cols = job.down.matrix.cols, block = rows_of_block(n_rows);
+    const bool inline_all = n_rows * cols <= kInlineProducts;
+    int32_t* lists = executor.row_lists.reserve(kRowBlocks * (block + kGroupNeurons));
+    float* partials = executor.partials.reserve(kRowBlocks * cols);
+    NeuronCounts of_block[kRowBlocks], total{0, 0, 0, 0};
+    run_items(executor, kRowBlocks, inline_all, [&](int64_t item, int) {
+        const int64_t begin = std::min(item * block, n_rows), end = std::min(begin + block, n_rows);
+        of_block[item] = executor.kernels.neurons_block(
+            job, begin, end, lists + item * (block + kGroupNeurons), partials + item * cols);
+    });
+    for (const NeuronCounts& counts : of_block) {
+        total.first += counts.first;
+        total.second += counts.second;
+        total.down += counts.down;
+        total.fired += counts.fired;
+    }
+    combine_blocks(job.down, partials, executor, inline_all);
+    return total;
+}
+
 void pack(const WeightMatrix& stored, const WeightMatrix& packed, uint8_t* out, Executor& executor) {
     const std::lock_guard lock(executor.busy);
     const int64_t item_rows = rows_per_item(stored);
@@ -169,13 +206,14 @@ void pack(const WeightMatrix& stored, const WeightMatrix& packed, uint8_t* out, 
     });
 }
 
-void copy(const WeightMatrix& stored, uint8_t* out, Executor& executor) {
+void copy(const WeightMatrix& stored, const WeightMatrix& copied, uint8_t* out, Executor& executor) {
     const std::lock_guard lock(executor.busy);
     const int64_t item_rows = rows_per_item(stored);
     run_items(executor, divide_up(stored.rows, item_rows), false, [&](int64_t item, int) {
-        const int64_t begin = item * item_rows, end = std::min(begin + item_rows, stored.rows);
-        std::copy(stored.data + begin * stored.row_bytes, stored.data + end * stored.row_bytes,
-                  out + begin * stored.row_bytes);
+        for (int64_t r = item * item_rows; r < std::min((item + 1) * item_rows, stored.rows); r++) {
+            const uint8_t* row = stored.data + r * stored.row_bytes;
+            std::copy(row, row + stored.row_bytes, out + r * copied.row_bytes);
+        }
     });
 }
 

@@ -10,10 +10,14 @@ namespace powerinfer {
 int64_t linear(const LinearJob& job, Executor& executor);
 // Returns the number of (token, row) pairs added.
 int64_t accumulate_rows(const AccumulateJob& job, Executor& executor);
-// Rows of `stored` as those of `packed`, whose memory `out` is.
+// Whether neurons() takes the job: packed rows, a mask, one token, and no more threads than blocks to share out.
+bool can_run_neurons(const NeuronsJob& job, const Executor& executor);
+// Bit-equal to linear(), what lies between, linear() and accumulate_rows(), whose passes over memory it joins.
+NeuronCounts neurons(const NeuronsJob& job, Executor& executor);
+// Rows of `stored`, which lie side by side, as those of `packed`, whose memory `out` is.
 void pack(const WeightMatrix& stored, const WeightMatrix& packed, uint8_t* out, Executor& executor);
-// The rows of `stored` as they are.
-void copy(const WeightMatrix& stored, uint8_t* out, Executor& executor);
+// The same rows as they are.
+void copy(const WeightMatrix& stored, const WeightMatrix& copied, uint8_t* out, Executor& executor);
 // Rows as files store them; packed ones cannot be looked up or added.
 void rows(const RowsJob& job, Executor& executor);
 void norm(const NormJob& job, Executor& executor);

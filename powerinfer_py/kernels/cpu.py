@@ -29,7 +29,7 @@ from powerinfer_py.kernels.blocks import (
 from powerinfer_py.kernels.composition import reported
 from powerinfer_py.kernels.cpu_layers import run_native_layers
 from powerinfer_py.kernels.interface import Kernels
-from powerinfer_py.kernels.matrix import Matrix, RopeTable
+from powerinfer_py.kernels.matrix import Matrix, RopeTable, StoredMatrix
 from powerinfer_py.kernels.tensor_checks import (
     cache_rows_type,
     norm_addresses,
@@ -110,6 +110,17 @@ class NativeKernels(Kernels):
         elif copy:
             handle = self._native.copy(handle)
         return Matrix(name, ggml_type, rows, cols, data, handle, packed, copied=packed or copy)
+
+    def interleaved(self, multiplied: Sequence[StoredMatrix], summed: StoredMatrix) -> tuple[Matrix, ...] | None:
+        if not all(stored.type in PACKED_TYPES for stored in multiplied):
+            return None
+        matrices = [*multiplied, summed]
+        handles = [_native.Matrix(m.data, int(m.type), m.rows, m.cols) for m in matrices]
+        made = self._native.interleave(handles[:-1], handles[-1:])
+        return tuple(
+            Matrix(m.name, m.type, m.rows, m.cols, m.data, handle, packed=handle.packed, copied=True)
+            for m, handle in zip(matrices, made, strict=True)
+        )
 
     def copied_bytes(self, ggml_type: GGMLType, rows: int, cols: int, *, pack: bool = False, copy: bool = False) -> int:
         if pack and ggml_type in PACKED_TYPES:

@@ -27,7 +27,7 @@ from powerinfer_py.kernels.blocks import (
     Predictor,
 )
 from powerinfer_py.kernels.mask_bits import pack_columns
-from powerinfer_py.kernels.matrix import Matrix, RopeTable
+from powerinfer_py.kernels.matrix import Matrix, RopeTable, StoredMatrix
 from powerinfer_py.kernels.parted_blocks import part_blocks
 
 if TYPE_CHECKING:
@@ -57,6 +57,17 @@ class Kernels(ABC):
         whether they were. pack: the matrix is only ever multiplied (`linear`, `linear_masked`), so that their order may
         be one that is faster to multiply; `Matrix.packed` says whether it is. Otherwise nothing is copied.
         """
+
+    def interleaved(
+        self,
+        multiplied: Sequence[StoredMatrix],  # noqa: ARG002  these kernels keep matrices apart
+        summed: StoredMatrix,  # noqa: ARG002
+    ) -> tuple[Matrix, ...] | None:
+        """The matrices of an FFN's neurons, copied so that the rows of a neuron lie beside each other, which suits
+        tokens that need few of the neurons: those that are only ever multiplied, packed, then one whose rows are added
+        up. They take the bytes of copies that lie apart (`copied_bytes`). None where these kernels do no such thing.
+        """
+        return None
 
     def copied_bytes(
         self,

@@ -40,6 +40,17 @@ class Matrix:
 
 
 @dataclass(frozen=True, eq=False)
+class StoredMatrix:
+    """A weight matrix as a file holds it, of which kernels make one of their own: the fields are those of `Matrix`."""
+
+    name: str
+    type: GGMLType
+    rows: int
+    cols: int
+    data: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
 class RopeTable:
     """Cosines and sines of rotary embedding for every position of the context.
 

@@ -6,7 +6,7 @@ same assembly serves loading, checking and counting bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -45,6 +45,9 @@ class WeightSource(Protocol):
 
     def summed(self, name: str, rows: int, cols: int) -> Matrix:
         """The same for one whose rows are added up, many of them for a token."""
+
+    def neurons(self, multiplied: Sequence[str], summed: str, rows: int, cols: int) -> tuple[Matrix, ...]:
+        """Matrices with a neuron a row, of which a token needs few: some that are multiplied, then one as `summed`."""
 
     def transposed(self, name: str, rows: int, cols: int) -> Matrix:
         """The transpose of a matrix that the file holds as (cols, rows), as a table."""
@@ -206,21 +209,38 @@ class Assembly:
         gated = self.architecture.gated
         has_rows = source.has(prefix + "ffn_down_t.weight")
         transposes = not has_rows and self.sparsity is not Sparsity.DENSE
-        if has_rows:
+        # The matrix whose every row is read, if one is, has rows side by side.
+        few = self._few_rows(gated) if has_rows else ()
+        names = [prefix + name + ".weight" for name in few]
+        matrices: dict[str, Matrix] = {}
+        if few:
+            made = source.neurons(names, prefix + "ffn_down_t.weight", n_ff, n_embd)
+            matrices = dict(zip((*few, "ffn_down_t"), made, strict=True))
+            down = matrices["ffn_down_t"]
+        elif has_rows:
             down = source.summed(prefix + "ffn_down_t.weight", n_ff, n_embd)
         elif transposes:
             down = source.transposed(prefix + "ffn_down.weight", n_ff, n_embd)
         else:
             down = source.matrix(prefix + "ffn_down.weight", n_embd, n_ff)
+        for name in ("ffn_gate", "ffn_up") if gated else ("ffn_up",):
+            if name not in matrices:
+                matrices[name] = source.matrix(f"{prefix}{name}.weight", n_ff, n_embd)
         return FeedForwardWeights(
-            up=source.matrix(prefix + "ffn_up.weight", n_ff, n_embd),
-            gate=source.matrix(prefix + "ffn_gate.weight", n_ff, n_embd) if gated else None,
+            up=matrices["ffn_up"],
+            gate=matrices.get("ffn_gate"),
             down=down,
             down_is_transposed=has_rows or transposes,
             up_bias=self._bias(prefix + "ffn_up", n_ff),
             gate_bias=self._bias(prefix + "ffn_gate", n_ff) if gated else None,
             down_bias=self._bias(prefix + ("ffn_down_t" if has_rows else "ffn_down"), n_embd),
         )
+
+    def _few_rows(self, gated: bool) -> tuple[str, ...]:
+        """The matrices to be multiplied of which a token needs few rows."""
+        if self.sparsity is Sparsity.PREDICTOR:
+            return ("ffn_gate", "ffn_up") if gated else ("ffn_up",)
+        return ("ffn_up",) if gated and self.sparsity is Sparsity.EXACT else ()
 
     def _predictor(self, prefix: str) -> Predictor:
         rank = self.source.rows(prefix + "fc1.weight")

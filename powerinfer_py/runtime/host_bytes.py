@@ -7,6 +7,7 @@ file's map counts nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,6 +92,10 @@ class _Count:
     def summed(self, name: str, rows: int, cols: int) -> Matrix:
         """Counts the copy."""
         return self._counted(name, rows, cols, pack=False)
+
+    def neurons(self, multiplied: Sequence[str], summed: str, rows: int, cols: int) -> tuple[Matrix, ...]:
+        """Counts the copies, which take the same beside each other and apart."""
+        return (*(self.matrix(name, rows, cols) for name in multiplied), self.summed(summed, rows, cols))
 
     def table(self, name: str, rows: int, cols: int) -> Matrix:
         """Counts what is read out of the map because the options want none; of a name once."""

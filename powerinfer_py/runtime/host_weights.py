@@ -7,6 +7,7 @@ tensor that is silently ignored (an expert, an adapter) means another model than
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from powerinfer_py.gguf.quants import dequantize
 from powerinfer_py.gguf.types import WEIGHT_TYPES, GGMLType
 from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock
 from powerinfer_py.kernels.interface import Kernels
-from powerinfer_py.kernels.matrix import Matrix
+from powerinfer_py.kernels.matrix import Matrix, StoredMatrix
 from powerinfer_py.runtime.host_memory import fits_in_memory, lock_in_memory
 
 if TYPE_CHECKING:
@@ -92,6 +93,17 @@ class FileWeights:
         self._file.release(name)
         return matrix
 
+    def neurons(self, multiplied: Sequence[str], summed: str, rows: int, cols: int) -> tuple[Matrix, ...]:
+        """Matrices with a neuron a row: a neuron's rows beside each other where copies are made and the kernels can."""
+        if self.packs:
+            stored = [self.stored_matrix(name, rows, cols) for name in (*multiplied, summed)]
+            made = self._kernels.interleaved(stored[:-1], stored[-1])
+            if made is not None:
+                for matrix in made:
+                    self._file.release(matrix.name)
+                return made
+        return (*(self.matrix(name, rows, cols) for name in multiplied), self.summed(summed, rows, cols))
+
     def table(self, name: str, rows: int, cols: int) -> Matrix:
         """The matrix as it lies in the file; the same object for the same name."""
         if name not in self._tables:
@@ -108,6 +120,11 @@ class FileWeights:
     def stored(self, name: str, rows: int, cols: int) -> tuple[GGMLType, npt.NDArray[np.uint8]]:
         """Type and bytes of a matrix (rows, cols), as they lie in the file; `release` lets their pages go."""
         return self._checked(name, (rows, cols)).ggml_type, self._file.tensor_data(name)
+
+    def stored_matrix(self, name: str, rows: int, cols: int) -> StoredMatrix:
+        """The same, as kernels take it."""
+        ggml_type, data = self.stored(name, rows, cols)
+        return StoredMatrix(name, ggml_type, rows, cols, data)
 
     def turned(self, name: str, rows: int, cols: int) -> tuple[GGMLType, npt.NDArray[np.uint8]]:
         """Type and bytes of the transpose (rows, cols) of a matrix that the file holds as (cols, rows).

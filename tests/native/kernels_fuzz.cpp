@@ -37,6 +37,7 @@ public:
     void round() {
         n_tokens_ = pick({0, 1, 1, 2, 3, 9, 31, 32, 33, 64, 65, 66});
         products();
+        neurons();
         token_wise();
         quantisation();
         attend();
@@ -133,6 +134,32 @@ private:
         pack(w.matrix, packed, memory.get(), several_);
         same<float>(n_tokens_ * rows_of_matrix, layout.name, [&](float* y, Executor& executor) {
             linear({packed, x.data(), bias, wanted, y, n_tokens_}, executor);
+        });
+    }
+
+    // An FFN over some neurons, whose packed rows lie beside each other.
+    void neurons() {
+        const Layout& layout = any_layout();
+        const int64_t n_ff = pick({0, 1, 7, 15, 16, 17, 40, 129, 257, 600}), cols = layout.n_weights * pick({1, 2, 3, 5});
+        const Weights gate(layout, n_ff, cols, random_), up(layout, n_ff, cols, random_);
+        const Weights down(layout, n_ff, cols, random_);
+        if (!packed_form(gate.matrix).packed) return;
+        const Interleaved beside({&gate, &up}, {&down}, several_);
+        const Placed<float> x = values(n_tokens_ * cols), bias = values(n_ff);
+        Placed<uint8_t> mask(n_tokens_ * n_ff, below(8));
+        const int64_t density = pick({0, 1, 4, 8});  // of eight
+        for (int64_t i = 0; i < n_tokens_ * n_ff; i++) mask.data()[i] = below(8) < density;
+        FeedForwardBlockJob job{};
+        if (chance()) job.gate = {beside.matrices[0], chance() ? bias.data() : nullptr};
+        job.up = {beside.matrices[1], chance() ? bias.data() : nullptr};
+        job.down = {beside.matrices[2], nullptr};
+        job.down_is_transposed = true;
+        job.activation = job.gate.matrix.data && chance() ? Activation::drelu : Activation::fatrelu;
+        job.n_embd = cols;
+        job.n_ff = n_ff;
+        const uint8_t* wanted = chance() ? mask.data() : nullptr;
+        same<float>(n_tokens_ * cols, layout.name, [&](float* y, Executor& executor) {
+            feed_forward_part(job, {x.data(), wanted, y, nullptr, n_tokens_}, executor);
         });
     }
 

@@ -120,6 +120,35 @@ void run_feed_forward(const Model& model, const FeedForwardCase& kind, int64_t n
     fired.close(results);
 }
 
+// The neurons of a mask, or all, with rows beside each other as with rows apart, which are computed one by one.
+void run_beside(const Model& model, const FeedForwardCase& kind, int64_t n_tokens, Executor& executor,
+                Results& results) {
+    Prepared prepared(true, executor);
+    FeedForwardBlockJob job = feed_forward_job(model, kind, prepared);
+    for (const uint8_t* mask : {model.mask.data(), static_cast<const uint8_t*>(nullptr)}) {
+        FeedForwardCounts counts{};
+        const std::vector<float> expected = neurons_one_by_one(job, model.x.data(), mask, n_tokens, counts, executor);
+        const Interleaved beside({&model.gate, &model.up}, {&model.down_t}, executor);
+        FeedForwardBlockJob other = job;
+        if (kind.gated) other.gate.matrix = beside.matrices[0];
+        other.up.matrix = beside.matrices[1];
+        other.down.matrix = beside.matrices[2];
+        for (const FeedForwardBlockJob* each : {&job, &other}) {
+            Output<float> y(n_tokens * kEmbd);
+            Output<uint8_t> fired(n_tokens * kFf);
+            const FeedForwardPartStep step{model.x.data(), mask, y.data(), fired.data(), n_tokens};
+            const FeedForwardCounts counted = feed_forward_part(*each, step, executor);
+            if (counted.gate != counts.gate || counted.up != counts.up || counted.down != counts.down ||
+                counted.fired != counts.fired)
+                fail("neurons were counted otherwise");
+            if (std::memcmp(y.data(), expected.data(), expected.size() * sizeof(float)) != 0)
+                fail("neurons differ by where their rows lie");
+            y.close(results);
+            fired.close(results);
+        }
+    }
+}
+
 // The neurons from kCold on as a part of their own, and as a job that another thread computes from bits.
 void run_cold_part(const Model& model, int64_t n_tokens, Executor& executor, Results& results) {
     constexpr int64_t kCold = 101, kRows = kFf - kCold, kBytes = (kRows + 7) / 8;
@@ -181,8 +210,10 @@ Results run_everything(const Model& model, Executor& executor) {
             if (packs && !packed_form(model.up.matrix).packed) continue;
             for (const WeightType cached : kCacheTypes)
                 run_attention_block(model, cached, n_tokens, packs, executor, results);
-            for (const FeedForwardCase& kind : kFeedForwardCases)
+            for (const FeedForwardCase& kind : kFeedForwardCases) {
                 run_feed_forward(model, kind, n_tokens, packs, executor, results);
+                if (packs && kind.down_is_transposed) run_beside(model, kind, n_tokens, executor, results);
+            }
         }
     }
     return results;

@@ -78,21 +78,21 @@ inline std::vector<float> attention_one_by_one(const LayerJob& layer, const Laye
     return product(job.output, mixed, n, executor);
 }
 
-inline std::vector<float> feed_forward_one_by_one(const FeedForwardBlockJob& job, const float* x, int64_t n_tokens,
-                                                  FeedForwardCounts& counts, Executor& executor) {
+// h: (n_tokens, kEmbd), normed; mask: (n_tokens, kFf), or null for all neurons.
+inline std::vector<float> neurons_one_by_one(const FeedForwardBlockJob& job, const float* h, const uint8_t* mask,
+                                             int64_t n_tokens, FeedForwardCounts& counts, Executor& executor) {
     const int64_t n = n_tokens * kFf;
-    const bool predicts = job.fc1.data && !job.dense;
-    std::vector<uint8_t> mask(static_cast<size_t>(predicts ? n : 0)), fired(static_cast<size_t>(n));
+    const bool gated = job.gate.matrix.data;
+    std::vector<uint8_t> fired(static_cast<size_t>(n));
     std::vector<float> first(static_cast<size_t>(n)), up(static_cast<size_t>(n)), hidden(static_cast<size_t>(n));
-    const uint8_t* wanted = predicts ? mask.data() : nullptr;
-    if (predicts) predict({job.fc1, job.fc2, x, job.sparse_threshold, mask.data(), n_tokens}, executor);
-    const std::vector<float> h = normed(job.norm, x, n_tokens, executor);
-    const HiddenJob between{first.data(),  up.data(),      wanted,
-                            fired.data(), hidden.data(), job.activation, job.fatrelu_threshold};
-    counts.gate = linear({job.gate.matrix, h.data(), job.gate.bias, wanted, first.data(), n_tokens}, executor);
+    const HiddenJob between{first.data(),  gated ? up.data() : nullptr, mask, fired.data(), hidden.data(), job.activation,
+                            job.fatrelu_threshold};
+    const Linear& read_first = gated ? job.gate : job.up;
+    const int64_t n_first = linear({read_first.matrix, h, read_first.bias, mask, first.data(), n_tokens}, executor);
+    (gated ? counts.gate : counts.up) = n_first;
     executor.kernels.fire(between, 0, n);
     const uint8_t* of_gate = job.dense ? nullptr : fired.data();
-    counts.up = linear({job.up.matrix, h.data(), job.up.bias, of_gate, up.data(), n_tokens}, executor);
+    if (gated) counts.up = linear({job.up.matrix, h, job.up.bias, of_gate, up.data(), n_tokens}, executor);
     counts.fired = executor.kernels.hide(between, 0, n);
     if (!job.down_is_transposed) {
         counts.down = n;
@@ -102,6 +102,15 @@ inline std::vector<float> feed_forward_one_by_one(const FeedForwardBlockJob& job
     counts.down =
         accumulate_rows({job.down.matrix, hidden.data(), job.down.bias, y.data(), n_tokens, job.dense}, executor);
     return y;
+}
+
+inline std::vector<float> feed_forward_one_by_one(const FeedForwardBlockJob& job, const float* x, int64_t n_tokens,
+                                                  FeedForwardCounts& counts, Executor& executor) {
+    const bool predicts = job.fc1.data && !job.dense;
+    std::vector<uint8_t> mask(static_cast<size_t>(predicts ? n_tokens * kFf : 0));
+    if (predicts) predict({job.fc1, job.fc2, x, job.sparse_threshold, mask.data(), n_tokens}, executor);
+    const std::vector<float> h = normed(job.norm, x, n_tokens, executor);
+    return neurons_one_by_one(job, h.data(), predicts ? mask.data() : nullptr, n_tokens, counts, executor);
 }
 
 inline void layers_one_by_one(const LayersStep& step, FeedForwardCounts* counts, Executor& executor) {

@@ -138,6 +138,37 @@ private:
     Bytes bytes_;
 };
 
+// The rows of several matrices beside each other, in memory that ends with the last of them: those of `packed` packed,
+// then those of `copied` as they are.
+class Interleaved {
+public:
+    Interleaved(const std::vector<const Weights*>& packed, const std::vector<const Weights*>& copied,
+                Executor& executor) {
+        int64_t stride = 0;
+        for (const Weights* weights : packed) matrices.push_back(packed_form(weights->matrix));
+        for (const Weights* weights : copied) matrices.push_back(weights->matrix);
+        for (const WeightMatrix& matrix : matrices) stride += matrix.row_bytes;
+        memory_.resize(static_cast<size_t>(matrices[0].rows * stride));
+        int64_t begin = 0;
+        for (size_t i = 0; i < matrices.size(); i++) {
+            WeightMatrix& matrix = matrices[i];
+            uint8_t* place = memory_.data() + begin;
+            begin += matrix.row_bytes;
+            matrix.row_bytes = stride;
+            matrix.data = place;
+            if (i < packed.size())
+                pack(packed[i]->matrix, matrix, place, executor);
+            else
+                copy(copied[i - packed.size()]->matrix, matrix, place, executor);
+        }
+    }
+
+    std::vector<WeightMatrix> matrices;
+
+private:
+    std::vector<uint8_t> memory_;
+};
+
 // Everything that a run computed, as bits, in order.
 class Results {
 public:

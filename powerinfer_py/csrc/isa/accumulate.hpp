@@ -30,10 +30,23 @@ inline void add_some_floats(const float* const* rows, const float* coefficients,
     }
 }
 
-// The same straight from K stored rows over all `cols` columns; `next` are the rows to fetch meanwhile.
-template <WeightType type, int K>
-void add_rows(
-    const uint8_t* const* rows, const uint8_t* const* next, const float* coefficients, int64_t cols, float* acc) {
+// What add_rows() asks for while it adds: group g of the rows that follow, for the k-th that it adds.
+template <WeightType type>
+struct FetchNext {
+    const uint8_t* const* next;
+
+    [[gnu::always_inline]] void operator()(int k, int64_t g) const {
+        using G = Group<type>;
+        if constexpr (G::kWeights == 32)
+            __builtin_prefetch(next[k] + g * G::kBytes, 0, 2);
+        else
+            fetch<type>(next[k], g * G::kWeights, G::kWeights);
+    }
+};
+
+// The same straight from K stored rows over all `cols` columns; ask(k, g) is called before group g of row k is read.
+template <WeightType type, int K, typename Ask>
+void add_rows(const uint8_t* const* rows, const float* coefficients, int64_t cols, float* acc, const Ask& ask) {
     using G = Group<type>;
     const int64_t n_groups = cols / G::kWeights;
     if constexpr (G::kWeights == 32) {
@@ -45,7 +58,7 @@ void add_rows(
             for (int i = 0; i < kVectors; i++) total[i] = load(acc + g * 32 + i * kWidth);
 #pragma GCC unroll 4
             for (int k = 0; k < K; k++) {
-                __builtin_prefetch(next[k] + g * G::kBytes, 0, 2);
+                ask(k, g);
                 Summands<type>::group(rows[k] + g * G::kBytes, w);
                 for (int i = 0; i < kVectors; i++) total[i] = madd(c[k], w[i], total[i]);
             }
@@ -57,7 +70,7 @@ void add_rows(
         for (int k = 0; k < K; k++) pointers[k] = w[k];
         for (int64_t g = 0; g < n_groups; g++) {
             for (int k = 0; k < K; k++) {
-                fetch<type>(next[k], g * G::kWeights, G::kWeights);
+                ask(k, g);
                 G::to_float(rows[k] + g * G::kBytes, w[k]);
             }
             add_floats<K>(pointers, coefficients, G::kWeights, acc + g * G::kWeights);
@@ -99,11 +112,11 @@ int64_t block_sum(
             next[k] = row_of(job.matrix, list[i + 4 + k < n ? i + 4 + k : i + k]);
             c[k] = coefficients[list[i + k]];
         }
-        add_rows<type, 4>(rows, next, c, cols, partial);
+        add_rows<type, 4>(rows, c, cols, partial, FetchNext<type>{next});
     }
     for (; i < n; i++) {
         const uint8_t* row = row_of(job.matrix, list[i]);
-        add_rows<type, 1>(&row, &row, coefficients + list[i], cols, partial);
+        add_rows<type, 1>(&row, coefficients + list[i], cols, partial, FetchNext<type>{&row});
     }
     return n;
 }

@@ -102,11 +102,11 @@ void mix_values(const AttentionJob& job, const uint8_t* values, int64_t n, float
     int64_t p = 0;
     for (; p + 4 <= n; p += 4) {
         for (int k = 0; k < 4; k++) rows[k] = values + (p + k) * job.v_cache.row_bytes;
-        add_rows<type, 4>(rows, rows, scores + p, job.head_dim_v, y);
+        add_rows<type, 4>(rows, scores + p, job.head_dim_v, y, FetchNext<type>{rows});
     }
     for (; p < n; p++) {
         rows[0] = values + p * job.v_cache.row_bytes;
-        add_rows<type, 1>(rows, rows, scores + p, job.head_dim_v, y);
+        add_rows<type, 1>(rows, scores + p, job.head_dim_v, y, FetchNext<type>{rows});
     }
     for (int64_t i = 0; i < job.head_dim_v; i++) y[i] /= total;
 }

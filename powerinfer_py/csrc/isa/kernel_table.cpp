@@ -48,13 +48,14 @@ constexpr const char* kName = "scalar";
 #include "isa/quantise.hpp"
 #include "isa/attention.hpp"
 #include "isa/activation.hpp"
+#include "isa/neurons.hpp"
 #include "isa/quantise_k.hpp"
 
 }  // namespace
 
 extern const KernelTable kernel_table;
 const KernelTable kernel_table = {
-    kName, linear_tile, accumulate_block, combine_partials, accumulate_strip, quantise_token,
+    kName, linear_tile, accumulate_block, neurons_block, combine_partials, accumulate_strip, quantise_token,
     pack_row, quantise_range, copy_rows, norm, rope, attention_store, attention_item,
     relu_range, predict_range, fire_range, hide_range, add_range,
 };

@@ -162,19 +162,12 @@ int64_t any_tile(const LinearJob& job, const ProductTile& tile) {
 }
 
 int64_t linear_tile(const LinearJob& job, const ProductTile& tile) {
-    if (job.matrix.packed) {
-        switch (job.matrix.type) {
-            case WeightType::Q4_0: return any_tile<PackedProducts<WeightType::Q4_0>>(job, tile);
-            case WeightType::Q4_1: return any_tile<PackedProducts<WeightType::Q4_1>>(job, tile);
-            case WeightType::Q5_0: return any_tile<PackedProducts<WeightType::Q5_0>>(job, tile);
-            case WeightType::Q5_1: return any_tile<PackedProducts<WeightType::Q5_1>>(job, tile);
-            case WeightType::Q8_0: return any_tile<PackedProducts<WeightType::Q8_0>>(job, tile);
-            case WeightType::Q6_K: return any_tile<PackedProducts<WeightType::Q6_K>>(job, tile);
-            default: return 0;  // no other type is ever packed
-        }
-    }
     int64_t count = 0;
-    with_type(job.matrix.type, [&](auto tag) { count = any_tile<StoredProducts<decltype(tag)::value>>(job, tile); });
+    if (job.matrix.packed)
+        with_packed_type(
+            job.matrix.type, [&](auto tag) { count = any_tile<PackedProducts<decltype(tag)::value>>(job, tile); });
+    else
+        with_type(job.matrix.type, [&](auto tag) { count = any_tile<StoredProducts<decltype(tag)::value>>(job, tile); });
     return count;
 }
 

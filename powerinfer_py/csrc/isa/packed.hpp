@@ -112,10 +112,21 @@ template <WeightType type, int MR, int NT>
     add_rest<type, MR, NT>(rows, x, cols, lane, n_lanes, acc);
 }
 
-// results[r * n_tokens + t] of MR rows and NT tokens. kAhead: how many bytes ahead of their use those of the first row, and
-// of what lies behind it, are asked for; 0 for not at all.
-template <WeightType type, int MR, int NT, int kAhead = 0>
-void packed_tile(const uint8_t* const* rows, const PackedToken* x, int64_t cols, float* results, int n_tokens) {
+// What a tile asks for while it computes: of n bytes from `p` on in its first row it says that they are read next.
+struct FetchNothing {
+    void operator()(const uint8_t*, int64_t) const {}
+};
+// What lies kStreamAhead bytes behind them.
+struct FetchStream {
+    [[gnu::always_inline]] void operator()(const uint8_t* p, int64_t n) const {
+        if constexpr (kStreamAhead > 0) prefetch(p + kStreamAhead, n);
+    }
+};
+
+// results[r * n_tokens + t] of MR rows and NT tokens.
+template <WeightType type, int MR, int NT, typename Fetch = FetchNothing>
+void packed_tile(const uint8_t* const* rows, const PackedToken* x, int64_t cols, float* results, int n_tokens,
+                 const Fetch& fetch = {}) {
     constexpr int lane_bytes = 4 * kLines<type>;
     const int64_t n_lanes = cols / Packed<type>::kLaneWeights, head = packed_head_bytes<type>(cols);
     V acc[MR][NT];
@@ -123,14 +134,13 @@ void packed_tile(const uint8_t* const* rows, const PackedToken* x, int64_t cols,
         for (int t = 0; t < NT; t++) acc[r][t] = set1(0);
     int64_t lane = 0;
     for (; lane + 16 <= n_lanes; lane += 16) {
-        if constexpr (kAhead > 0) prefetch(rows[0] + head + lane * lane_bytes + kAhead, 16 * lane_bytes);
+        fetch(rows[0] + head + lane * lane_bytes, 16 * lane_bytes);
 #pragma GCC unroll 4
         for (int part = 0; part < 16; part += kWidth)
             add_lanes<type, MR, NT>(rows, x, cols, lane + part, 4 * part, 64, kWidth, acc);
     }
     // The last run, and the scales of the row behind: what is asked for in part is left out by the hardware.
-    if constexpr (kAhead > 0)
-        prefetch(rows[0] + head + lane * lane_bytes + kAhead, head + (n_lanes - lane) * lane_bytes);
+    fetch(rows[0] + head + lane * lane_bytes, head + (n_lanes - lane) * lane_bytes);
     if (lane < n_lanes) {
         V rest[MR][NT];
         // With more products it is apart, so that the sums of whole runs never leave their registers.
@@ -163,7 +173,7 @@ void packed_rows_of_one(
     for (int r = 0; r < n_rows; r++) {
         fetch.before(r);
         if (fetch.is_stream)
-            packed_tile<type, 1, 1, kStreamAhead>(rows + r, x, cols, results + r, 1);
+            packed_tile<type, 1, 1>(rows + r, x, cols, results + r, 1, FetchStream{});
         else
             packed_tile<type, 1, 1>(rows + r, x, cols, results + r, 1);
     }
@@ -182,5 +192,19 @@ void packed_products(
         case 3: return packed_rows<type, kPackedRows, 3>(rows, n_rows, x + t, cols, results + t, n_tokens);
         case 2: return packed_rows<type, kPackedRows, 2>(rows, n_rows, x + t, cols, results + t, n_tokens);
         case 1: return packed_rows<type, kPackedRows, 1>(rows, n_rows, x + t, cols, results + t, n_tokens);
+    }
+}
+
+// with_type() of the types whose rows can be packed; does nothing for others.
+template <typename Action>
+void with_packed_type(WeightType type, const Action& action) {
+    switch (type) {
+        case WeightType::Q4_0: return action(TypeTag<WeightType::Q4_0>{});
+        case WeightType::Q4_1: return action(TypeTag<WeightType::Q4_1>{});
+        case WeightType::Q5_0: return action(TypeTag<WeightType::Q5_0>{});
+        case WeightType::Q5_1: return action(TypeTag<WeightType::Q5_1>{});
+        case WeightType::Q8_0: return action(TypeTag<WeightType::Q8_0>{});
+        case WeightType::Q6_K: return action(TypeTag<WeightType::Q6_K>{});
+        default: return;
     }
 }

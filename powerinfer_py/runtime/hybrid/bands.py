@@ -6,6 +6,7 @@ one copy brings a whole band and the host does not wait for it. Who may write wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,10 @@ class BandSource:
     def summed(self, name: str, rows: int, cols: int) -> Matrix:
         """The same."""
         return self.matrix(name, rows, cols)
+
+    def neurons(self, multiplied: Sequence[str], summed: str, rows: int, cols: int) -> tuple[Matrix, ...]:
+        """One by one."""
+        return tuple(self.matrix(name, rows, cols) for name in (*multiplied, summed))
 
     def transposed(self, name: str, rows: int, cols: int) -> Matrix:  # noqa: ARG002
         """Never asked: a layer whose down projection has to be transposed is not streamed."""

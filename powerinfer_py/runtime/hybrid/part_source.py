@@ -6,6 +6,7 @@ side that does not compute it. Names and shapes asked for are the file's: what i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -104,6 +105,10 @@ class DeviceSource:
         """The same."""
         return self.matrix(name, rows, cols)
 
+    def neurons(self, multiplied: Sequence[str], summed: str, rows: int, cols: int) -> tuple[Matrix, ...]:
+        """One by one."""
+        return tuple(self.matrix(name, rows, cols) for name in (*multiplied, summed))
+
     def transposed(self, name: str, rows: int, cols: int) -> Matrix:
         """Hot rows of the transpose."""
         ggml_type, data = self._file.turned(name, rows, cols)
@@ -183,6 +188,23 @@ class ColdSource:
         ggml_type, data = self._file.stored(name, rows, cols)
         cold = chosen_rows(data, self._order.cold, rows)
         return self._made(name, ggml_type, self._order.cold.size, cols, cold, pack=False)
+
+    def neurons(self, multiplied: Sequence[str], summed: str, rows: int, cols: int) -> tuple[Matrix, ...]:
+        """Cold rows, those of a neuron beside each other where the file's would be."""
+        if self._has_all:
+            return self._file.neurons(multiplied, summed, rows, cols)
+        if self._file.packs:
+            stored = [self._file.stored_matrix(name, rows, cols) for name in (*multiplied, summed)]
+            cold = [
+                replace(whole, rows=self._order.cold.size, data=chosen_rows(whole.data, self._order.cold, rows))
+                for whole in stored
+            ]
+            made = self._kernels.interleaved(cold[:-1], cold[-1])
+            if made is not None:
+                for matrix in made:
+                    self._file.release(matrix.name)
+                return tuple(replace(matrix, data=np.empty(0, np.uint8)) for matrix in made)
+        return (*(self.matrix(name, rows, cols) for name in multiplied), self.summed(summed, rows, cols))
 
     def transposed(self, name: str, rows: int, cols: int) -> Matrix:
         """Cold rows of the transpose."""

@@ -110,7 +110,7 @@ def test_reserved_bytes_are_the_bytes_that_are_held(models: dict[str, Path]) -> 
 
 
 def test_host_memory_is_what_is_not_on_the_device(models: dict[str, Path]) -> None:
-    """Cold rows are copied once, packed ones not kept beside their copy; hot ones not at all."""
+    """Cold rows are copied once, not kept beside a copy of the kernels; hot ones not at all."""
     for name in ("relu-falcon", "relu-falcon.q4"):
         with open_gguf(models[name]) as file:
             ffn_bytes = sum(info.n_bytes for key, info in file.tensors.items() if key.endswith(_NEURONS))
@@ -126,7 +126,7 @@ def test_host_memory_is_what_is_not_on_the_device(models: dict[str, Path]) -> No
                         assert matrix.rows == layer.order.cold.size
                         held += matrix.rows * matrix.row_bytes
                         assert matrix.data.base is None or matrix.data.base.nbytes <= matrix.rows * matrix.row_bytes
-                        assert matrix.data.size == (0 if matrix.packed else matrix.rows * matrix.row_bytes)
+                        assert matrix.data.size == (0 if matrix.copied else matrix.rows * matrix.row_bytes)
             assert held <= 1.1 * (1 - share) * ffn_bytes
 
 
