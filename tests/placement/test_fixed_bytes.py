@@ -31,7 +31,7 @@ def smallest(sizes: ModelSizes, fixed: FixedBytes) -> int:
 def test_the_chunk_grows_with_the_budget_and_leaves_room(sizes: ModelSizes) -> None:
     chunks = []
     minimum = minimum_bytes(sizes, 512, CONTEXT)
-    for budget in range(minimum, 90_000_000, 300_000):
+    for budget in range(minimum, 180_000_000, 600_000):
         fixed = choose_chunk(sizes, 512, budget, CONTEXT)
         left = budget - CONTEXT - fixed.total
         assert left >= smallest(sizes, fixed)
