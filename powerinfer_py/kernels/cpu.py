@@ -30,6 +30,7 @@ from powerinfer_py.kernels.composition import reported
 from powerinfer_py.kernels.cpu_layers import run_native_layers
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.kernels.matrix import Matrix, RopeTable, StoredMatrix
+from powerinfer_py.kernels.parted_blocks import part_blocks_natively
 from powerinfer_py.kernels.tensor_checks import (
     cache_rows_type,
     norm_addresses,
@@ -134,22 +135,7 @@ class NativeKernels(Kernels):
         quant_bytes: int,
         place: npt.NDArray[np.uint8],
     ) -> float:
-        n_stored, row_bytes = data.shape
-        n = n_stored if ids is None else ids.size
-        if not (data.flags.c_contiguous and place.flags.c_contiguous) or place.size != n * row_bytes:
-            raise ValueError(f"{n} rows of {row_bytes} bytes do not go into {place.size}, or have gaps")
-        numbers = None if ids is None else np.ascontiguousarray(ids, np.int64)
-        bits = self._native.fill_device_rows(
-            data.ctypes.data,
-            n_stored,
-            row_bytes,
-            0 if numbers is None else numbers.ctypes.data,
-            n,
-            row_bytes // (2 + quant_bytes) if quant_bytes else 0,
-            quant_bytes,
-            place.ctypes.data,
-        )
-        return float(np.uint16(bits).view(np.float16))
+        return part_blocks_natively(self._native, data, ids, quant_bytes, place)
 
     def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None) -> Tensor:
         n_tokens = token_count(x, matrix.cols)
