@@ -18,6 +18,8 @@ import gc
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -57,11 +59,25 @@ def device_bandwidth() -> float:
     return best
 
 
-class Cases:
-    """Cases of one model, and what was found of those that have run."""
+@contextmanager
+def _step(arrangement: Arrangement | None) -> Iterator[None]:
+    """Inside, models are loaded for steps of this arrangement; None for the package's own."""
+    if arrangement is None:
+        yield
+        return
+    os.environ["POWERINFER_STEP"] = str(arrangement)
+    try:
+        yield
+    finally:
+        del os.environ["POWERINFER_STEP"]
 
-    def __init__(self, args: argparse.Namespace, watch: Watch, bandwidth: float) -> None:
+
+class Cases:
+    """Cases of one model, and what was found of those that have run, saved after each."""
+
+    def __init__(self, args: argparse.Namespace, watch: Watch, bandwidth: float, save: Callable[[Cases], None]) -> None:
         self._args = args
+        self._save = save
         self._watch = watch
         self._bandwidth = bandwidth
         self.found: list[dict[str, Any]] = []
@@ -74,11 +90,10 @@ class Cases:
         budget = options.pop("budget_bytes", None)
         if budget is not None:
             options["vram_budget"] = budget / GIB
-        if arrangement is not None:
-            os.environ["POWERINFER_STEP"] = str(arrangement)
         self._watch.peak_bytes()
         started = perf_counter()
-        llm = LLM(args.model, context_length=args.prompt + 64, max_batch=1, threads=args.threads, **options)
+        with _step(arrangement):
+            llm = LLM(args.model, context_length=args.prompt + 64, max_batch=1, threads=args.threads, **options)
         with llm, open_gguf(args.model) as file:
             case: dict[str, Any] = {"case": name, "sparsity": str(llm.sparsity), "load_s": perf_counter() - started}
             if arrangement is not None:
@@ -97,9 +112,8 @@ class Cases:
             case["notices"] = [notice for notice in llm.notices if "activation statistics" in notice]
         del llm
         gc.collect()
-        if arrangement is not None:
-            del os.environ["POWERINFER_STEP"]
         self.found.append(case)
+        self._save(self)
         print(_brief(case), flush=True)
         return case
 
@@ -117,13 +131,14 @@ class Cases:
             "prompt_chunk": vram["prompt_chunk"],
             "expected_tokens_per_s": None if expected is None else 1 / expected,
         }
-        if vram["neurons_on_gpu_share"] == 1:
-            sizes, besides = plan.sizes, ("hot neurons", "staging")
-            self.sizes = {
-                "ffn": sum(layer.hot_bytes(sizes.config.n_ff) for layer in sizes.layers),
-                "rest": sum(line.reserved_bytes for line in plan.ledger.table() if line.name not in besides),
-                "staging": plan.fixed.staging,
-            }
+        sizes, fixed = plan.sizes, plan.fixed
+        context = next(line.reserved_bytes for line in plan.ledger.table() if line.name == "context and modules")
+        blocks = sum(layer.block_bytes for layer in sizes.layers)
+        self.sizes = {
+            "ffn": sum(layer.hot_bytes(sizes.config.n_ff) for layer in sizes.layers),
+            "rest": context + fixed.total + fixed.head_extra + sizes.head_bytes + blocks,
+            "staging": fixed.staging,
+        }
 
 
 def run_all(cases: Cases, args: argparse.Namespace) -> None:
@@ -133,8 +148,8 @@ def run_all(cases: Cases, args: argparse.Namespace) -> None:
     cases.run("whole", vram_budget=-1)
     if args.whole:
         return
-    cases.run("CPU alone")
     sizes = dict(cases.sizes)
+    cases.run("CPU alone")
     rest = sizes["rest"] + sizes["staging"]
     for share in SHARES:
         cases.run(f"{share:.0%} of the FFN", budget_bytes=rest + share * sizes["ffn"])
@@ -181,14 +196,17 @@ def main(argv: list[str] | None = None) -> int:
         print("error: no CUDA device was found", file=sys.stderr)
         return 1
     bandwidth = device_bandwidth()
-    with Watch(os.getpid()) as watch:
-        cases = Cases(args, watch, bandwidth)
-        run_all(cases, args)
     head = header("tools/measure_gpu.py", argv)
-    report = {**head, "commit": args.commit or head["commit"], "device": device.name, "bytes_per_s": bandwidth}
-    report |= {"repeats": args.repeats, "sizes": cases.sizes, "cases": cases.found}
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    head |= {"commit": args.commit or head["commit"], "device": device.name, "bytes_per_s": bandwidth}
+
+    def save(cases: Cases) -> None:
+        report = {**head, "repeats": args.repeats, "sizes": cases.sizes, "cases": cases.found}
+        if args.json:
+            args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+    with Watch(os.getpid()) as watch:
+        cases = Cases(args, watch, bandwidth, save)
+        run_all(cases, args)
     decoded = [case for case in cases.found if "budget_bytes" in case]
     over = [case["case"] for case in decoded if case["driver_peak_bytes"] > case["budget_bytes"]]
     rates = {case["case"]: median(case["decode"]["seconds"]) for case in cases.found if "decode" in case}

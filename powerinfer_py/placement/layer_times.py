@@ -32,7 +32,7 @@ class LayerTimes:
     """step_s: a step on the device over no layer. product_bytes_per_s: a matrix as large as the head, None where there
     was no room for it. block_bytes: what a token reads of a layer's block. block_s: a layer on the device without its
     neurons. hot: with hot neurons, and nothing to do for the CPU. split: with cold ones, hot ones or none. host: wholly
-    on the CPU.
+    on the CPU. is_whole: whether a larger budget would have let no more be measured.
     """
 
     step_s: float
@@ -42,6 +42,7 @@ class LayerTimes:
     hot: tuple[LayerSample, ...]
     split: tuple[LayerSample, ...]
     host: LayerSample
+    is_whole: bool = True
 
 
 def rates_from(times: LayerTimes, source: str) -> Rates:

@@ -118,24 +118,29 @@ def machine_rates(n_threads: int, gpu: GpuProbe | None = None, layers: LayerProb
     key = f"{machine}, {layers.kind}"
     if (kept := _kept(key)) is not None:
         return kept
-    found = _with_layers(layers)
+    found = _with_layers(layers, lambda rates: _keep(key, rates))
     if isinstance(found, Rates):
-        _keep(key, found)
         return found
     rates = _without_layers(machine, n_threads, gpu)
     return replace(rates, source=f"{rates.source}, but not with layers like this model's: {found}")
 
 
-def _with_layers(layers: LayerProbe) -> Rates | str:
-    """What is measured now, or why nothing could be."""
+def _with_layers(layers: LayerProbe, keep: Callable[[Rates], None]) -> Rates | str:
+    """What is measured now, or why nothing could be. Kept is what a larger budget would not change."""
     try:
         times = layers.measure()
     except PowerInferError as error:
         return str(error)
+    except MemoryError:
+        return "the host has no memory for copies of layers"
     if isinstance(times, str):
         return times
     rates = rates_from(times, MEASURED_WITH_LAYERS)
-    return rates if _is_sound(rates) else "their times make no sense"
+    if not _is_sound(rates):
+        return "their times make no sense"
+    if times.is_whole:
+        keep(rates)
+    return rates
 
 
 def _without_layers(key: str, n_threads: int, gpu: GpuProbe | None) -> Rates:

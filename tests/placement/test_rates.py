@@ -123,6 +123,12 @@ def test_layers_are_timed_once_for_each_kind(generic: rates.GpuProbe) -> None:
     rates.machine_rates(4, generic, probe("a"))
     rates.machine_rates(2, rates.GpuProbe("another", generic.measure), probe("a"))
     assert timed == ["a", "b", "a", "a"]
+    # What a small budget let be measured is measured again under another.
+    partial = replace(TIMES, product_bytes_per_s=None, is_whole=False)
+    small = rates.machine_rates(2, generic, rates.LayerProbe("d", lambda: partial))
+    assert small == rates_from(partial, rates.MEASURED_WITH_LAYERS)
+    assert rates.machine_rates(2, generic, probe("d")) == found[0] != small
+    assert timed.pop() == "d"
     # Without a GPU nothing is asked of layers there.
     rates.machine_rates(2, None, probe("c"))
     assert timed == ["a", "b", "a", "a"]

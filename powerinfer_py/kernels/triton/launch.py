@@ -1,7 +1,8 @@
 """How kernels are launched: sizes of tiles, warps and stages, and the one place every launch goes through.
 
-Nothing is tuned at run time. `RECORDED` holds only what was measured on a device; until something is, the fixed
-fallbacks below serve every shape. They follow from hardware facts, not from measurements:
+Nothing is tuned at run time. `RECORDED` holds only what was measured on a device for one shape; until something is, the
+fixed fallbacks below serve every shape. Those of kernels that read whole rows are rules that fit what was best on an
+H200 (tools/tune_triton.py); those of tiles follow from hardware facts alone:
 - a warp reads 128 bytes at once (32 x 4 bytes), so a tile's rows are read in runs of at least 128 bytes;
 - to keep DRAM busy, some 20 to 40 KB must be in flight on each multiprocessor (bandwidth x latency / processors);
 - a program of 4 warps with tiles of 2 to 4 KB and 3 stages holds 6 to 12 KB, and several run on a multiprocessor.

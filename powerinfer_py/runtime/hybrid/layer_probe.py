@@ -106,7 +106,7 @@ class LayerTimer:
         finally:
             self.device.release()
 
-    def _measured(self, layers: range, n_hot: int) -> LayerTimes:
+    def _measured(self, layers: range, n_hot: int, all_wanted: bool) -> LayerTimes:
         size = self.sizes.layers[layers.start]
         few, most = (n // 4 // size.neuron_multiple * size.neuron_multiple for n in (n_hot, 3 * n_hot))
         empty, alone, cold = self._samples(layers, 0, _nothing, _on_device_alone, _everything)
@@ -120,14 +120,16 @@ class LayerTimer:
             seconds, n = max(sample.seconds - besides_s, _LEAST_S), len(layers)
             return LayerSample(seconds / n, sample.hot_bytes / n, sample.cold_bytes / n)
 
+        product_bytes_per_s = self._product_bytes_per_s()
         return LayerTimes(
             step_s=empty.seconds,
-            product_bytes_per_s=self._product_bytes_per_s(),
+            product_bytes_per_s=product_bytes_per_s,
             block_bytes=block_read_bytes(size, self.sizes.n_slots),
             block_s=each(alone).seconds,
             hot=tuple(map(each, hot)),
             split=tuple(map(each, split)),
             host=each(host, 0.0),
+            is_whole=all_wanted and product_bytes_per_s is not None,
         )
 
     @property
@@ -140,8 +142,9 @@ class LayerTimer:
         """Options for steps of single tokens. Copies of weights are not locked: they stay for a moment."""
         return replace(self.options, batch_size=1, repack=_repacks(self.options), use_mlock=False, use_mmap=True)
 
-    def _fitting(self) -> tuple[range, int] | None:
-        """(layers, hot neurons of each) that fit: one layer with some of its neurons before several with fewer."""
+    def _fitting(self) -> tuple[range, int, bool] | None:
+        """(layers, hot neurons of each) that fit: one layer with some of its neurons before several with fewer; and
+        whether these are all that are wanted."""
         sizes, n_ff = self.sizes, self.sizes.config.n_ff
         kinds = layer_kinds(self.file, sizes.config.n_layer)
         size = sizes.layers[alike(kinds, 1).start]
@@ -155,11 +158,11 @@ class LayerTimer:
         layers = alike(kinds, wanted)
         for n in range(len(layers), 0, -1):
             if n * (size.block_bytes + size.hot_bytes(n_ff)) <= left:
-                return layers[:n], n_ff
+                return layers[:n], n_ff, n == len(layers)
         n_hot = n_ff
         while n_hot >= _LEAST_SHARE * n_ff and size.block_bytes + size.hot_bytes(n_hot) > left:
             n_hot = int(0.9 * n_hot) // size.neuron_multiple * size.neuron_multiple
-        return (layers[:1], n_hot) if n_hot >= _LEAST_SHARE * n_ff else None
+        return (layers[:1], n_hot, False) if n_hot >= _LEAST_SHARE * n_ff else None
 
     def _samples(self, layers: range, n_hot: int | None, *ways: Way) -> list[LayerSample]:
         """Steps over these layers, loaded with so many of their neurons on the device, or with nothing of them there
