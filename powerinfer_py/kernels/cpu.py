@@ -112,8 +112,11 @@ class NativeKernels(Kernels):
             handle = self._native.copy(handle)
         return Matrix(name, ggml_type, rows, cols, data, handle, packed, copied=packed or copy)
 
+    def interleaves(self, types: Sequence[GGMLType]) -> bool:
+        return all(ggml_type in PACKED_TYPES for ggml_type in types)
+
     def interleaved(self, multiplied: Sequence[StoredMatrix], summed: StoredMatrix) -> tuple[Matrix, ...] | None:
-        if not all(stored.type in PACKED_TYPES for stored in multiplied):
+        if not self.interleaves([stored.type for stored in multiplied]):
             return None
         matrices = [*multiplied, summed]
         handles = [_native.Matrix(m.data, int(m.type), m.rows, m.cols) for m in matrices]

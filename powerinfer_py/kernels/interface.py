@@ -58,6 +58,10 @@ class Kernels(ABC):
         be one that is faster to multiply; `Matrix.packed` says whether it is. Otherwise nothing is copied.
         """
 
+    def interleaves(self, types: Sequence[GGMLType]) -> bool:  # noqa: ARG002
+        """Whether `interleaved` does anything with multiplied matrices of these types."""
+        return False
+
     def interleaved(
         self,
         multiplied: Sequence[StoredMatrix],  # noqa: ARG002  these kernels keep matrices apart

@@ -193,8 +193,9 @@ class ColdSource:
         """Cold rows, those of a neuron beside each other where the file's would be."""
         if self._has_all:
             return self._file.neurons(multiplied, summed, rows, cols)
-        if self._file.packs:
-            stored = [self._file.stored_matrix(name, rows, cols) for name in (*multiplied, summed)]
+        stored = [self._file.stored_matrix(name, rows, cols) for name in (*multiplied, summed)]
+        # Asked before rows are gathered, for what comes of them in vain.
+        if self._file.packs and self._kernels.interleaves([whole.type for whole in stored[:-1]]):
             cold = [
                 replace(whole, rows=self._order.cold.size, data=chosen_rows(whole.data, self._order.cold, rows))
                 for whole in stored
