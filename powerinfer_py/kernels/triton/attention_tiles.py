@@ -22,13 +22,13 @@ from powerinfer_py.kernels.triton.halves import Halves, columns_inside, power_of
 from powerinfer_py.kernels.triton.loops import steps
 from powerinfer_py.kernels.triton.weight_rows import is_finite
 
-# 32 x 128 float32 sums are 32 registers of each of 128 threads. 64 tokens left the halves of queries too few on 8.0 and
-# 8.9: 8 to 40 bytes were spilled. With 64 tokens and 8 warps Triton 3.6 gave both warp groups of 9.0 the same rows of
-# scores, but each half the columns of sums, and between the two layouts an H200 lost products of the high halves where
-# heads had 20 and 12 columns; up to 32 tokens no warp groups are made.
-_TOKENS, _TILE, _PART, _WARPS = 32, 32, 32, 4
+# 32 x 128 float32 sums are 32 registers of each of 128 threads; of 64 tokens, beside the halves of their queries, 8 to
+# 40 bytes were spilled on 8.0 and 8.9, as they were with parts of 32 columns. With 64 tokens and 8 warps Triton 3.6
+# gave both warp groups of 9.0 the same rows of scores, but each half the columns of sums, and between the two layouts
+# an H200 lost products of the high halves where heads had 20 and 12 columns; up to 32 tokens make no warp groups.
+_TOKENS, _TILE, _PART, _WARPS, _STAGES = 32, 32, 64, 4, 3
 # Halves of keys and values besides those of queries leave no room for more.
-_BLOCK_TOKENS, _BLOCK_TILE, _BLOCK_PART, _BLOCK_WARPS = 32, 16, 32, 8
+_BLOCK_TOKENS, _BLOCK_TILE, _BLOCK_PART, _BLOCK_WARPS, _BLOCK_STAGES = 32, 16, 32, 8, 2
 # Weights lie in [0, 1]; times 2^14 even low halves of small ones are no subnormal float16. Values of q8_0 are brought
 # to [2^14, 2^15) and their weights multiplied by the inverse, so that weights up to 2^15 times as large still fit.
 _WEIGHT_SCALE = tl.constexpr(16384.0)
@@ -179,14 +179,17 @@ def attend_tiles(
     n_slots, n_head_kv, n_ctx, _ = k_cache.shape
     types = require_attention(q, k_cache, v_cache, slots, positions, y, dim_v)
     halves = Halves(q.view(n_tokens, n_head * dim), allocate)
-    tokens, tile, part, warps = _TOKENS, _TILE, _PART, _WARPS
+    tokens, tile, part, warps, stages = _TOKENS, _TILE, _PART, _WARPS, _STAGES
+    if max(dim, dim_v) > 128:
+        # With three, rows of 256 columns take 100 KB of shared memory; 8.6 and 8.9 have 99.
+        stages = 2
     if "q8_0" in types:
-        tokens, tile, part, warps = _BLOCK_TOKENS, _BLOCK_TILE, _BLOCK_PART, _BLOCK_WARPS
+        tokens, tile, part, warps, stages = _BLOCK_TOKENS, _BLOCK_TILE, _BLOCK_PART, _BLOCK_WARPS, _BLOCK_STAGES
     launch.run(
         tiles_kernel,
         (launch.cdiv(n_tokens, tokens), n_head),
         warps=warps,
-        stages=2,
+        stages=stages,
         high=halves.high,
         low=halves.low,
         inverse=halves.inverse,

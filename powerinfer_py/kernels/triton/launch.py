@@ -119,7 +119,7 @@ TILES: dict[tuple[str, str], dict[int, TileConfig]] = {
     ),
     ("hidden", "f32"): _buckets(TileConfig(16, 64, 32, 8, 3), TileConfig(32, 64, 32, 8, 3)),
     ("hidden", "halves"): _buckets(
-        TileConfig(16, 32, 128, 4, 3),
+        TileConfig(16, 32, 64, 4, 4),
         TileConfig(32, 64, 64, 4, 3),
         TileConfig(64, 64, 64, 4, 3),
         TileConfig(128, 64, 32, 8, 3),
@@ -131,7 +131,7 @@ TILES: dict[tuple[str, str], dict[int, TileConfig]] = {
         TileConfig(128, 32, 64, 8, 3),
     ),
     ("hidden", "nibbles"): _buckets(
-        TileConfig(16, 32, 256, 4, 3),
+        TileConfig(16, 32, 256, 2, 3),
         TileConfig(32, 64, 128, 4, 3),
         TileConfig(64, 64, 64, 4, 3),
         TileConfig(128, 64, 64, 8, 3),
@@ -158,8 +158,8 @@ TILES: dict[tuple[str, str], dict[int, TileConfig]] = {
 }
 # What else is worth measuring on a device, which may have registers and shared memory for more. (tokens, rows, warps),
 # with the steps and stages of each kernel and class.
-_SHAPES = ((16, 32, 4), (16, 64, 4), (16, 128, 4), (32, 32, 4), (32, 64, 4), (32, 128, 4), (64, 32, 4), (64, 64, 4),
-           (64, 128, 4), (128, 32, 8), (128, 64, 8), (128, 128, 8), (128, 256, 8))  # fmt: skip
+_SHAPES = ((16, 32, 2), (16, 32, 4), (16, 64, 4), (16, 128, 4), (32, 32, 4), (32, 64, 4), (32, 128, 4), (64, 32, 4),
+           (64, 64, 4), (64, 128, 4), (128, 32, 8), (128, 64, 8), (128, 128, 8), (128, 256, 8))  # fmt: skip
 _DEPTHS = {
     ("product", "f32"): (32,),
     ("product", "halves"): (32, 64, 128),
