@@ -57,6 +57,7 @@ PACKED_TYPES = (
 _PACKED_FORMS = {GGMLType.Q4_K: GGMLType.Q4_1, GGMLType.Q5_K: GGMLType.Q5_1}
 
 # The order of `enum class Activation` in csrc/jobs.hpp.
+Bytes = npt.NDArray[np.uint8]
 _ACTIVATION_IDS = {
     Activation.RELU: 0,
     Activation.RELU2: 1,
@@ -131,13 +132,7 @@ class NativeKernels(Kernels):
             return rows * row_bytes(_PACKED_FORMS.get(ggml_type, ggml_type), cols)
         return rows * row_bytes(ggml_type, cols) if copy else 0
 
-    def fill_blocks(
-        self,
-        data: npt.NDArray[np.uint8],
-        ids: npt.NDArray[np.int64] | None,
-        quant_bytes: int,
-        place: npt.NDArray[np.uint8],
-    ) -> float:
+    def fill_blocks(self, data: Bytes, ids: npt.NDArray[np.int64] | None, quant_bytes: int, place: Bytes) -> float:
         return part_blocks_natively(self._native, data, ids, quant_bytes, place)
 
     def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None) -> Tensor:

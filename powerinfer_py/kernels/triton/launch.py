@@ -156,36 +156,6 @@ TILES: dict[tuple[str, str], dict[int, TileConfig]] = {
         TileConfig(128, 64, 64, 8, 3),
     ),
 }
-# What else is worth measuring on a device, which may have registers and shared memory for more. (tokens, rows, warps),
-# with the steps and stages of each kernel and class.
-_SHAPES = ((16, 32, 2), (16, 32, 4), (16, 64, 4), (16, 128, 4), (32, 32, 4), (32, 64, 4), (32, 128, 4), (64, 32, 4),
-           (64, 64, 4), (64, 128, 4), (128, 32, 8), (128, 64, 8), (128, 128, 8), (128, 256, 8))  # fmt: skip
-_DEPTHS = {
-    ("product", "f32"): (32,),
-    ("product", "halves"): (32, 64, 128),
-    ("product", "bytes"): (64, 128, 256),
-    ("product", "nibbles"): (64, 128, 256),
-    ("hidden", "f32"): (32,),
-    ("hidden", "halves"): (32, 64, 128),
-    ("hidden", "bytes"): (64, 128, 256),
-    ("hidden", "nibbles"): (64, 128, 256),
-    ("down", "f32"): (32,),
-    ("down", "halves"): (32, 64),
-    ("down", "bytes"): (32, 64, 128),
-    ("down", "nibbles"): (32, 64, 128),
-}
-# (kernel, class) -> configurations for a tuner to sweep; those of a bucket have at most as many tokens.
-TILE_CANDIDATES: dict[tuple[str, str], tuple[TileConfig, ...]] = {
-    key: tuple(
-        TileConfig(tokens, rows, step, warps, stages)
-        for tokens, rows, warps in _SHAPES
-        for step in depths
-        for stages in (3, 4)
-    )
-    for key, depths in _DEPTHS.items()
-}
-# Parts to sweep besides where sums are cut; `most_parts` bounds them.
-PART_CANDIDATES = (1, 2, 4, 8, 16)
 
 
 def row_config(kernel: str, storage: str, rows: int, cols: int, device: torch.device) -> RowConfig:
