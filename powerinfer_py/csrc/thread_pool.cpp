@@ -59,16 +59,18 @@ void ThreadPool::take_items(int thread) {
     }
 }
 
-bool ThreadPool::await_job(uint32_t seen) {
+// The epoch is read before stopping_, and stop() writes them the other way round: who has seen the pool's last epoch, on
+// which nobody will be woken again, has seen that it stops.
+bool ThreadPool::await_job(uint32_t& seen) {
     const auto changed = [this, seen] { return epoch_.load() != seen; };
     if (!(may_spin_ && spin(changed))) epoch_.wait(seen);
+    seen = epoch_.load();
     return !stopping_.load();
 }
 
 void ThreadPool::work(int thread) {
     uint32_t seen = 0;
     while (await_job(seen)) {
-        seen = epoch_.load();
         active_.fetch_add(1);
         if (open_.load()) take_items(thread);
         if (active_.fetch_sub(1) == 1) active_.notify_all();

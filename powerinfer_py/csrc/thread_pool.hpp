@@ -40,7 +40,7 @@ private:
     void stop();
     void work(int thread);
     void take_items(int thread);
-    bool await_job(uint32_t seen);
+    bool await_job(uint32_t& seen);  // false when the pool closes
 
     const int n_threads_;
     const bool may_spin_;

@@ -230,7 +230,7 @@ def test_pools_come_and_go_without_a_trace() -> None:
     before = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - counts threads
     x = tokens(1, 256)
     stored = random_rows(GGMLType.F16, 300, 256)
-    for _ in range(50):
+    for _ in range(1000):
         kernels = NativeKernels(5)
         kernels.linear(matrix_of(kernels, stored), x)
         del kernels

@@ -270,6 +270,16 @@ void test_pools() {
     }
 }
 
+// Pools that close while their threads still come to the job: a thread that took the closing for a job slept on, one pool
+// in some thousands, and closing waited for it without end.
+void test_pools_close_at_once() {
+    for (int i = 0; i < 2000; i++)
+        for (int n_threads = 2; n_threads <= 6; n_threads++) {
+            ThreadPool pool(n_threads);
+            pool.run(2, [](int64_t, int) {});
+        }
+}
+
 }  // namespace
 
 }  // namespace native_test
@@ -285,6 +295,7 @@ int main(int argc, char** argv) {
     if (chosen.size() < names.size()) fail("there is no such weight type, or one was named twice");
     const AvailableKernels available = available_kernels();
     test_pools();
+    test_pools_close_at_once();
     for (int i = 0; i < available.n; i++) {
         for (const Layout& layout : chosen) test_type(*available.tables[i], layout);
         test_layers(*available.tables[i]);
