@@ -81,7 +81,6 @@ class Cases:
         self._watch = watch
         self._bandwidth = bandwidth
         self.found: list[dict[str, Any]] = []
-        self.sizes: dict[str, int] = {}
 
     def run(self, name: str, *, prompt: bool = True, decode: bool = True, **options: Any) -> dict[str, Any]:
         """Loads the model, runs it, and reports; options: of `LLM`. vram_budget in bytes."""
@@ -134,7 +133,7 @@ class Cases:
         sizes, fixed = plan.sizes, plan.fixed
         context = next(line.reserved_bytes for line in plan.ledger.table() if line.name == "context and modules")
         blocks = sum(layer.block_bytes for layer in sizes.layers)
-        self.sizes = {
+        case["sizes"] = {
             "ffn": sum(layer.hot_bytes(sizes.config.n_ff) for layer in sizes.layers),
             "rest": context + fixed.total + fixed.head_extra + sizes.head_bytes + blocks,
             "staging": fixed.staging,
@@ -145,10 +144,9 @@ def run_all(cases: Cases, args: argparse.Namespace) -> None:
     """Every case in turn."""
     if not args.no_dense:
         cases.run("whole, dense", vram_budget=-1, sparsity="dense")
-    cases.run("whole", vram_budget=-1)
+    sizes = cases.run("whole", vram_budget=-1)["sizes"]
     if args.whole:
         return
-    sizes = dict(cases.sizes)
     cases.run("CPU alone")
     rest = sizes["rest"] + sizes["staging"]
     for share in SHARES:
@@ -161,8 +159,12 @@ def run_all(cases: Cases, args: argparse.Namespace) -> None:
             cases.run(f"swept {share:+.0%}", budget_bytes=rest + part, decode=False)
 
 
+def _title(case: dict[str, Any]) -> str:
+    return " ".join([case["case"], *filter(None, [case.get("arrangement")])])
+
+
 def _brief(case: dict[str, Any]) -> str:
-    parts = [case["case"], case["sparsity"], f"load {case['load_s']:.1f} s"]
+    parts = [_title(case), case["sparsity"], f"load {case['load_s']:.1f} s"]
     if "decode" in case:
         found = case["decode"]
         share = found["share_of_bandwidth"]
@@ -174,7 +176,7 @@ def _brief(case: dict[str, Any]) -> str:
     if "budget_bytes" in case:
         parts.append(f"holds {case['driver_peak_bytes'] / GIB:.3f} of {case['budget_bytes'] / GIB:.3f} GiB")
         parts.append(f"neurons {case['neurons_on_gpu']:.0%}, captured {case['captured'] or 0:.0%}")
-    return " | ".join([*parts, case.get("arrangement", "")])
+    return " | ".join(parts)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -200,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     head |= {"commit": args.commit or head["commit"], "device": device.name, "bytes_per_s": bandwidth}
 
     def save(cases: Cases) -> None:
-        report = {**head, "repeats": args.repeats, "sizes": cases.sizes, "cases": cases.found}
+        report = {**head, "repeats": args.repeats, "cases": cases.found}
         if args.json:
             args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
@@ -208,9 +210,9 @@ def main(argv: list[str] | None = None) -> int:
         cases = Cases(args, watch, bandwidth, save)
         run_all(cases, args)
     decoded = [case for case in cases.found if "budget_bytes" in case]
-    over = [case["case"] for case in decoded if case["driver_peak_bytes"] > case["budget_bytes"]]
-    rates = {case["case"]: median(case["decode"]["seconds"]) for case in cases.found if "decode" in case}
-    print(json.dumps({"device": device.name, "cases": len(cases.found), "over_budget": over, "seconds": rates}))
+    over = [_title(case) for case in decoded if case["driver_peak_bytes"] > case["budget_bytes"]]
+    seconds = {_title(case): median(case["decode"]["seconds"]) for case in cases.found if "decode" in case}
+    print(json.dumps({"device": device.name, "cases": len(cases.found), "over_budget": over, "seconds": seconds}))
     return 1 if over else 0
 
 
