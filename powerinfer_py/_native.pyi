@@ -109,6 +109,31 @@ class ColdJob:
     def take_counts(self) -> tuple[int, int, int, int]:
         """Gate, up and down products and fired neurons since the last call."""
 
+class ColdSequence:
+    """Jobs of a step in order, each with the addresses of two flags of 32 bits: `begun`, which a device's stream raises
+    when the job's input is there, and `done`, which it waits for. Keeps jobs and follower alive, not the flags."""
+
+    def __init__(self, follower: ColdFollower, jobs: list[ColdJob], flags: list[tuple[int, int]]) -> None: ...
+
+class ColdFollower:
+    """A thread that computes the jobs of one step after the other as they are begun."""
+
+    def __init__(self) -> None: ...
+    def follow(self, sequence: ColdSequence) -> bool:
+        """Lowers the flags of a step and follows it; False where the one before is not over."""
+
+    def abandon(self) -> None:
+        """Returns when no step is followed any more; jobs that have not begun never are."""
+
+    def take_error(self) -> bool:
+        """Whether a job has failed since the last call."""
+
+def await_flag(flag: int, seconds: float) -> bool:
+    """Waits until the flag at an address is raised, for at most so long; whether it is."""
+
+def raise_flag(flag: int) -> None:
+    """Writes 1 into the flag at an address, behind everything this thread has written."""
+
 def cold_host_functions() -> tuple[int, int, int]:
     """Addresses of `void (*)(void* job)`: submit, which returns at once; wait, which sleeps; both in one.
 

@@ -6,7 +6,7 @@
 | `LLAMA_SPARSE_PRED_THRESHOLD` | overrides the file's `powerinfer.sparse_threshold` (PowerInfer's own name) |
 | `POWERINFER_ISA` | `scalar`, `avx2`, `avx512` or `avx512vnni`: forces one instruction set of the native kernels |
 | `POWERINFER_KERNELS` | `native` (default) or `torch`: which implementation of the CPU kernels runs |
-| `POWERINFER_STEP` | `two-nodes` (default), `side-stream` or `eager`: how decode steps run on a GPU |
+| `POWERINFER_STEP` | `two-nodes` (default), `side-stream`, `flags` or `eager`: how decode steps run on a GPU |
 | `XDG_CACHE_HOME` | where the user's cache folder is, `~/.cache` where it is not set |
 """
 
@@ -20,7 +20,7 @@ from powerinfer_py.errors import OptionError
 
 ISA_NAMES = ("scalar", "avx2", "avx512", "avx512vnni")
 KERNEL_NAMES = ("native", "torch")
-STEP_NAMES = ("two-nodes", "side-stream", "eager")
+STEP_NAMES = ("two-nodes", "side-stream", "flags", "eager")
 
 
 def sparse_threshold_override() -> float | None:

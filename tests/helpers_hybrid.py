@@ -23,6 +23,9 @@ from powerinfer_py.runtime.hybrid.stand_in import StandIn
 FIXED_MASK = {"f16": 1e-6, "q4": 5e-4}
 FREE_MASK = {"f16": 5e-3, "q4": 3e-2}
 
+# How steps are run that are captured.
+CAPTURED = [arrangement for arrangement in Arrangement if arrangement is not Arrangement.EAGER]
+
 
 def bound_of(name: str, sparsity: str) -> float:
     """The bound under which a split of a fixture and the CPU alone agree."""

@@ -151,7 +151,7 @@ def run_all(cases: Cases, args: argparse.Namespace) -> None:
     rest = sizes["rest"] + sizes["staging"]
     for share in SHARES:
         cases.run(f"{share:.0%} of the FFN", budget_bytes=rest + share * sizes["ffn"])
-    for arrangement in (Arrangement.SIDE_STREAM, Arrangement.EAGER):
+    for arrangement in (Arrangement.SIDE_STREAM, Arrangement.FLAGS, Arrangement.EAGER):
         cases.run("30% of the FFN", budget_bytes=rest + 0.3 * sizes["ffn"], arrangement=arrangement, prompt=False)
     if args.sweep:
         for share in SWEPT:

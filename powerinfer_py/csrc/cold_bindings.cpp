@@ -1,11 +1,16 @@
-// The CPU's part of a split layer as Python prepares it: jobs over addresses, and the functions that a stream calls.
+// The CPU's part of a split layer as Python prepares it: jobs over addresses, the functions that a stream calls, and steps
+// that are followed.
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <memory>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "bindings.hpp"
+#include "cold_follower.hpp"
 #include "cold_worker.hpp"
 
 namespace powerinfer {
@@ -54,6 +59,34 @@ void job_init(BoundColdJob* self, nb::object worker, nb::object kernels, nb::obj
     new (self) BoundColdJob(std::move(job), worker, kernels, block);
 }
 
+// A step's jobs and the flags between the two sides, with what they need to stay alive but the flags.
+struct BoundColdSequence {
+    ColdSequence followed;
+    nb::object follower;
+    std::vector<nb::object> jobs;
+
+    BoundColdSequence(ColdSequence its_jobs, nb::object its_follower, std::vector<nb::object> kept)
+        : followed(std::move(its_jobs)), follower(std::move(its_follower)), jobs(std::move(kept)) {}
+    BoundColdSequence(const BoundColdSequence&) = delete;
+    BoundColdSequence& operator=(const BoundColdSequence&) = delete;
+    // The thread that follows never takes the GIL.
+    ~BoundColdSequence() { nb::cast<ColdFollower&>(follower).abandon(&followed); }
+};
+
+void sequence_init(BoundColdSequence* self, nb::object follower, std::vector<nb::object> jobs,
+                   const std::vector<std::pair<uintptr_t, uintptr_t>>& flags) {
+    nb::cast<ColdFollower&>(follower);  // or a TypeError
+    require(jobs.size() == flags.size(), "every job has two flags");
+    ColdSequence followed;
+    for (size_t i = 0; i < jobs.size(); i++) {
+        const auto [begun, done] = flags[i];
+        require(begun != 0 && done != 0 && begun != done && begun % 4 == 0 && done % 4 == 0, "a job has two flags");
+        followed.push_back({nb::cast<BoundColdJob&>(jobs[i]).job.get(), reinterpret_cast<uint32_t*>(begun),
+                            reinterpret_cast<uint32_t*>(done)});
+    }
+    new (self) BoundColdSequence(std::move(followed), std::move(follower), std::move(jobs));
+}
+
 using HostFunction = void (*)(void*) noexcept;
 
 uintptr_t address_of(HostFunction function) { return reinterpret_cast<uintptr_t>(function); }
@@ -70,6 +103,27 @@ void bind_cold_worker(nb::module_& m) {
              nb::arg("bits"), nb::arg("y"), nb::arg("n_tokens"))
         .def_prop_ro("address", &BoundColdJob::address)
         .def("take_counts", &BoundColdJob::take_counts);
+    nb::class_<BoundColdSequence>(m, "ColdSequence")
+        .def("__init__", &sequence_init, nb::arg("follower"), nb::arg("jobs"), nb::arg("flags"));
+    nb::class_<ColdFollower>(m, "ColdFollower")
+        .def(nb::init<>())
+        .def("follow", [](ColdFollower& self, const BoundColdSequence& step) { return self.follow(step.followed); },
+             nb::arg("sequence"))
+        .def("abandon", [](ColdFollower& self) { self.abandon(); }, nb::call_guard<nb::gil_scoped_release>())
+        .def("take_error", &ColdFollower::take_error);
+    m.def("await_flag",
+          [](uintptr_t flag, double seconds) {
+              require(flag != 0 && flag % 4 == 0, "a flag lies at a multiple of 4");
+              const nb::gil_scoped_release no_gil;
+              return await_flag(reinterpret_cast<const uint32_t*>(flag), seconds);
+          },
+          nb::arg("flag"), nb::arg("seconds"));
+    m.def("raise_flag",
+          [](uintptr_t flag) {
+              require(flag != 0 && flag % 4 == 0, "a flag lies at a multiple of 4");
+              raise_flag(reinterpret_cast<uint32_t*>(flag));
+          },
+          nb::arg("flag"));
     m.def("cold_host_functions", [] {
         return std::make_tuple(address_of(&powerinfer_cold_submit), address_of(&powerinfer_cold_wait),
                                address_of(&powerinfer_cold_run));

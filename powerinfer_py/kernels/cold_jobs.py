@@ -1,10 +1,12 @@
-"""The CPU's part of an FFN as jobs that run without Python: what host functions of a device's stream call.
+"""The CPU's part of an FFN as jobs that run without Python: what host functions of a device's stream call, or what a
+thread of its own computes as the device raises flags.
 
 A job is a block prepared by the native kernels over buffers with fixed addresses. The buffers are the caller's to keep.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from powerinfer_py.kernels.blocks import FeedForwardBlock
@@ -22,6 +24,36 @@ def make_worker() -> _native.ColdWorker:
     from powerinfer_py import _native
 
     return _native.ColdWorker()
+
+
+def make_follower() -> _native.ColdFollower:
+    """A thread that follows whole steps."""
+    from powerinfer_py import _native
+
+    return _native.ColdFollower()
+
+
+def make_sequence(
+    follower: _native.ColdFollower, jobs: Sequence[_native.ColdJob], flags: Sequence[tuple[Tensor, Tensor]]
+) -> _native.ColdSequence:
+    """A step's jobs in order, for `follower`, each with the flags (int32) by which it is begun and is done."""
+    from powerinfer_py import _native
+
+    return _native.ColdSequence(follower, list(jobs), [(begun.data_ptr(), done.data_ptr()) for begun, done in flags])
+
+
+def raise_flag(flag: Tensor) -> None:
+    """Writes 1 into a flag, int32 (1), as a device's stream does."""
+    from powerinfer_py import _native
+
+    _native.raise_flag(flag.data_ptr())
+
+
+def await_flag(flag: Tensor, seconds: float) -> bool:
+    """Waits until a flag is 1, without the GIL and for at most so long; whether it is."""
+    from powerinfer_py import _native
+
+    return _native.await_flag(flag.data_ptr(), seconds)
 
 
 def host_functions() -> tuple[int, int, int]:

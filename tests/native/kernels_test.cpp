@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "cold_follower.hpp"
 #include "cold_worker.hpp"
 #include "layers_case.hpp"
 #include "random_layer.hpp"
@@ -149,6 +150,31 @@ void run_beside(const Model& model, const FeedForwardCase& kind, int64_t n_token
     }
 }
 
+// Four runs of a job as two steps of two layers, begun and awaited through flags; a step that is given up before its last
+// layer begins lies between.
+void follow_twice(ColdJob& job) {
+    uint32_t flags[4] = {1, 1, 1, 1};
+    const ColdSequence step = {{&job, &flags[0], &flags[1]}, {&job, &flags[2], &flags[3]}};
+    ColdFollower follower;
+    const auto run = [&](int layer) {
+        raise_flag(&flags[2 * layer]);
+        if (!await_flag(&flags[2 * layer + 1], 60)) fail("a step was not followed");
+    };
+    if (!follower.follow(step)) fail("a step was not taken");
+    run(0);
+    if (follower.follow(step)) fail("a step was taken before the one before was over");
+    run(1);
+    follower.abandon();
+    if (!follower.follow(step)) fail("a step was not taken");
+    run(0);
+    follower.abandon();
+    if (await_flag(&flags[3], 0.0)) fail("a layer was computed that never began");
+    if (!follower.follow(step)) fail("a step was not taken");
+    if (await_flag(&flags[1], 0.0)) fail("a step began with a flag of the one before");
+    run(0);
+    if (follower.take_error()) fail("a followed part failed");
+}
+
 // The neurons from kCold on as a part of their own, and as a job that another thread computes from bits.
 void run_cold_part(const Model& model, int64_t n_tokens, Executor& executor, Results& results) {
     constexpr int64_t kCold = 101, kRows = kFf - kCold, kBytes = (kRows + 7) / 8;
@@ -188,8 +214,9 @@ void run_cold_part(const Model& model, int64_t n_tokens, Executor& executor, Res
         powerinfer_cold_wait(&job);
         powerinfer_cold_run(&job);
     }
+    follow_twice(job);
     if (worker.take_error()) fail("a cold part failed");
-    if (job.counts[0] != 6 * counts.gate || job.counts[3] != 6 * counts.fired) fail("a cold part counted otherwise");
+    if (job.counts[0] != 10 * counts.gate || job.counts[3] != 10 * counts.fired) fail("a cold part counted otherwise");
     if (std::memcmp(here.data(), there.data(), static_cast<size_t>(n_tokens * kEmbd) * sizeof(float)) != 0)
         fail("a cold part differs by the thread that computes it");
     here.close(results);

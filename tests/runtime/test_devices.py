@@ -45,7 +45,7 @@ def test_how_steps_run_can_be_forced(made: list[tuple[Any, ...]], monkeypatch: p
     find_device(RuntimeOptions(vram_budget=8.0))
     assert made == [(0, Arrangement.SIDE_STREAM)]
     monkeypatch.setenv("POWERINFER_STEP", "fast")
-    with pytest.raises(OptionError, match="POWERINFER_STEP must be one of two-nodes, side-stream, eager"):
+    with pytest.raises(OptionError, match="POWERINFER_STEP must be one of two-nodes, side-stream, flags, eager"):
         find_device(RuntimeOptions(vram_budget=8.0))
 
 

@@ -24,6 +24,7 @@ CASES = [
     "30% of the FFN",
     "60% of the FFN",
     "30% of the FFN side-stream",
+    "30% of the FFN flags",
     "30% of the FFN eager",
 ]
 SWEPT = ["swept +80%", "swept +45%", "swept +20%", "swept +5%", "swept +0%", "swept -30%", "swept -60%"]

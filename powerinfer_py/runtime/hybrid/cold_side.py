@@ -53,22 +53,29 @@ class Exchange:
         import torch
 
         self._device = device
+        self._n_embd = n_embd
         vector_bytes = aligned(4 * n_tokens * n_embd)
         self._down = device.host_buffer(vector_bytes + n_tokens * bytes_of_bits(n_ff))
         self._up = device.host_buffer(4 * n_tokens * n_embd).view(torch.float32).view(n_tokens, n_embd)
         self._sums = take_tensor(staging, (n_tokens, n_embd), torch.float32)
 
-    def bring_down(self, h: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Enqueues the copies of h (T, n_embd) and bits (T, bytes); where they arrive on the host."""
+    def input_here(self, n_tokens: int, bits_bytes: int | None) -> tuple[Tensor, Tensor | None]:
+        """Where h (T, n_embd) and the mask (T, bits_bytes; None: none) arrive on the host."""
         import torch
 
-        n_bytes = 4 * h.numel()
-        h_here = self._down[:n_bytes].view(torch.float32).view(h.shape)
-        if bits is None:
-            self._device.copy(h_here, h)
+        n_bytes = 4 * n_tokens * self._n_embd
+        h_here = self._down[:n_bytes].view(torch.float32).view(n_tokens, self._n_embd)
+        if bits_bytes is None:
             return h_here, None
         begin = aligned(n_bytes)
-        bits_here = self._down[begin : begin + bits.numel()].view(bits.shape)
+        return h_here, self._down[begin : begin + n_tokens * bits_bytes].view(n_tokens, bits_bytes)
+
+    def bring_down(self, h: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Enqueues the copies of h (T, n_embd) and bits (T, bytes); where they arrive on the host."""
+        h_here, bits_here = self.input_here(len(h), None if bits is None else bits.shape[1])
+        if bits is None or bits_here is None:
+            self._device.copy(h_here, h)
+            return h_here, None
         joined = _joined(h, bits)
         if joined is None:
             self._device.copy(h_here, h)

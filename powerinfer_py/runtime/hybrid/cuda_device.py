@@ -180,6 +180,18 @@ class CudaDevice(Device):
 
         self._driver.launch_host_function(torch.cuda.current_stream(self._device).cuda_stream, function, data)
 
+    def raise_flag(self, flag: Tensor) -> None:
+        """A write by the stream itself, no kernel, behind a fence over the whole system."""
+        import torch
+
+        self._driver.write_value(torch.cuda.current_stream(self._device).cuda_stream, flag.data_ptr(), 1)
+
+    def await_flag(self, flag: Tensor) -> None:
+        """A wait of the stream itself: no kernel keeps a multiprocessor busy meanwhile."""
+        import torch
+
+        self._driver.wait_value(torch.cuda.current_stream(self._device).cuda_stream, flag.data_ptr(), 1)
+
     @contextmanager
     def beside(self, after: Mark | None = None) -> Iterator[None]:
         """Inside, the second stream is the current one; it waits for the mark, or what the first was given so far."""

@@ -1,7 +1,8 @@
-"""What torch does not offer of NVIDIA's driver: host functions in a stream's order, and what a process holds on a GPU.
+"""What torch does not offer of NVIDIA's driver: host functions and flags in a stream, and what a process holds there.
 
-Both come from libraries that every machine with the driver has, through ctypes: `cuLaunchHostFunc` of libcuda.so.1 and
-memory figures of libnvidia-ml.so.1. No headers and no toolkit are needed. Nothing here makes a context.
+All come from libraries that every machine with the driver has, through ctypes: `cuLaunchHostFunc` and the stream memory
+operations of libcuda.so.1, and memory figures of libnvidia-ml.so.1. No headers and no toolkit are needed. Nothing here
+makes a context.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ CUDA_LIBRARY = "libcuda.so.1"
 NVML_LIBRARY = "libnvidia-ml.so.1"
 _BUS_ID_BYTES = 32
 _MOST_PROCESSES = 1024
+# Of CUstreamWriteValue_flags and CUstreamWaitValue_flags in the driver's interface.
+_WRITE_DEFAULT = 0
+_WAIT_EQUAL = 1
 
 
 class CudaDriver:
@@ -32,6 +36,21 @@ class CudaDriver:
         Raises DeviceError where the driver refuses.
         """
         _require(self._launch(stream, function, data), "cuLaunchHostFunc")
+
+    def write_value(self, stream: int, address: int, value: int) -> None:
+        """Enqueues a write of 32 bits to page-locked memory, behind a fence; in a stream that is captured, as a node.
+
+        Raises DeviceError where the driver refuses, or is older than CUDA 11.7.
+        """
+        self._memory_operation("cuStreamWriteValue32_v2", stream, address, value, _WRITE_DEFAULT)
+
+    def wait_value(self, stream: int, address: int, value: int) -> None:
+        """The same for a wait until 32 bits of page-locked memory equal `value`."""
+        self._memory_operation("cuStreamWaitValue32_v2", stream, address, value, _WAIT_EQUAL)
+
+    def _memory_operation(self, name: str, stream: int, address: int, value: int, flags: int) -> None:
+        arguments = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint)
+        _require(_function(self._library, name, *arguments)(stream, address, value, flags), name)
 
     def bus_id(self, index: int) -> bytes:
         """The PCI bus id of a device by its number in this process."""

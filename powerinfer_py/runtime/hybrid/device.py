@@ -49,11 +49,12 @@ class Held:
 
 class Arrangement(StrEnum):
     """How a decode step is run: call by call, or captured, with the CPU's part as two host functions in the device's
-    stream or as one in a stream of its own (`captured`)."""
+    stream, as one in a stream of its own, or begun and awaited through flags in memory (`captured`)."""
 
     EAGER = "eager"
     TWO_NODES = "two-nodes"
     SIDE_STREAM = "side-stream"
+    FLAGS = "flags"
 
 
 class Mark(Protocol):
@@ -158,6 +159,15 @@ class Device(ABC):
     @abstractmethod
     def launch(self, function: int, data: int) -> None:
         """Enqueues a call of the C function `void (*)(void*)` at address `function` on the host, with `data`."""
+
+    @abstractmethod
+    def raise_flag(self, flag: Tensor) -> None:
+        """Enqueues writing 1 into a flag: int32 (1) in a `host_buffer`. Who sees it there sees what was copied to the
+        host before."""
+
+    @abstractmethod
+    def await_flag(self, flag: Tensor) -> None:
+        """Makes what is enqueued from now on wait until a flag is 1. The host does not wait."""
 
     @abstractmethod
     def beside(self, after: Mark | None = None) -> AbstractContextManager[None]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from powerinfer_py.config import ModelConfig
 from powerinfer_py.kernels.composition import normalise
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.models.transformer import Step
 from powerinfer_py.placement.sizes import HEAD_TOKENS
-from powerinfer_py.runtime.hybrid.captured import CapturedColdSide, CapturedStep
+from powerinfer_py.runtime.hybrid.captured import CapturedColdSide, CapturedStep, ColdPart
 from powerinfer_py.runtime.hybrid.cold_side import ThreadedColdSide
 from powerinfer_py.runtime.hybrid.device_step import DeviceStep, LayerRun
 from powerinfer_py.runtime.hybrid.layers import DeviceLayer, HostLayer
@@ -151,16 +151,17 @@ class HybridExecutor:
             self.captured[key] = self._capture(segment, host_kernels, side)
             self._clear(self.captured[key])
         captured = self.captured[key]
+        side.begin(captured.cold)
         captured.replay()
         device.synchronise()
         side.require_success()
-        counted = buffers.counted()
+        counted, counted_here = buffers.counted(), captured.cold.take_counts()
         neurons = len(step.batch) * self.config.n_ff
         step.activity.predictor_s += captured.predictor_s
         for local, _ in segment.layers:
             step.activity.record_on_device(local, neurons, counted[local])
-            if local in captured.jobs:
-                step.activity.record_counts(local, 0, captured.jobs[local].take_counts())
+            if local in counted_here:
+                step.activity.record_counts(local, 0, counted_here[local])
         return captured.result.clone()
 
     def _capture(self, segment: Segment, host_kernels: Kernels, side: CapturedColdSide) -> CapturedStep:
@@ -170,32 +171,35 @@ class HybridExecutor:
         config, n_tokens = self.config, self.step.buffers.positions.shape[0]
         width = config.n_embd if segment.head is None else config.n_vocab
         result = self.step.device.host_buffer(4 * n_tokens * width).view(torch.float32).view(n_tokens, width)
-        jobs: dict[int, Any] = {}
+        layers = {local: _device_layer(layer) for local, layer in segment.layers}
+        parts = {
+            local: ColdPart(layer.cold, layer.predictor is not None)
+            for local, layer in layers.items()
+            if layer.cold is not None
+        }
+        cold = side.prepare(host_kernels, parts, n_tokens)
 
         def enqueue() -> None:
             buffers = self.step.buffers
             with self.step.memory.into(buffers.workspace):
                 x = buffers.send()
-                for local, layer in segment.layers:
-                    split = _device_layer(layer)
-                    x, _ = self.step.layer(local, split, x, host_kernels, side)
-                    if split.cold is not None:
-                        jobs[local] = side.take_job()
+                for local, layer in layers.items():
+                    x, _ = self.step.layer(local, layer, x, host_kernels, side)
                 buffers.send_counts()
                 if segment.head is not None:
                     buffers.workspace.reset()
                     x = self.step.head(segment.head, x)
             self.step.device.copy(result, x)
 
+        # A device runs a step once before it captures it.
+        side.begin(cold)
         replay = self.step.device.capture(enqueue)
-        predictors = [_device_layer(layer) for _, layer in segment.layers]
-        return CapturedStep(replay, result, jobs, self.step.predictor_seconds(predictors))
+        return CapturedStep(replay, result, cold, self.step.predictor_seconds(list(layers.values())))
 
     def _clear(self, captured: CapturedStep) -> None:
         """Forgets what a step counted while it was being captured."""
         self.step.device.synchronise()
-        for job in captured.jobs.values():
-            job.take_counts()
+        captured.cold.take_counts()
 
     def _record(self, runs: dict[int, LayerRun], step: Step) -> None:
         """Adds what both sides have counted; the device's part has arrived by now."""

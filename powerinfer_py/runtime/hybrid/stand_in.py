@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from powerinfer_py.errors import OptionError
+from powerinfer_py.errors import DeviceError, OptionError
 from powerinfer_py.gguf.quants import dequantize
 from powerinfer_py.gguf.types import GGMLType
+from powerinfer_py.kernels.cold_jobs import await_flag, raise_flag
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.kernels.matrix import Matrix
 from powerinfer_py.placement.budget import DeviceMemory
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 KERNEL_NAMES = ("torch", "native", "triton")
 NEVER_STREAMED = PromptRates(0.0, 1.0, 0.0)
+_LONGEST_WAIT_S = 60.0
 
 
 class StandIn(Device):
@@ -152,6 +154,15 @@ class StandIn(Device):
     def launch(self, function: int, data: int) -> None:
         """Calls the function at once, without the GIL."""
         ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(data)
+
+    def raise_flag(self, flag: Tensor) -> None:
+        """Raises it at once."""
+        raise_flag(flag)
+
+    def await_flag(self, flag: Tensor) -> None:
+        """Waits at once, without the GIL. Raises DeviceError where nobody raises it, for which a GPU would wait on."""
+        if not await_flag(flag, _LONGEST_WAIT_S):
+            raise DeviceError(f"the CPU's side has not answered for {_LONGEST_WAIT_S:g} s")
 
     def beside(self, after: Mark | None = None) -> AbstractContextManager[None]:  # noqa: ARG002
         """Everything is done in the order of the calls."""

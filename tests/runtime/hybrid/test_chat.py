@@ -69,7 +69,7 @@ def talk(path: Path, device: CountedStandIn | None, answers: list[list[int]] | N
     return found
 
 
-@pytest.mark.parametrize("arrangement", [Arrangement.EAGER, Arrangement.TWO_NODES])
+@pytest.mark.parametrize("arrangement", [Arrangement.EAGER, Arrangement.FLAGS])
 def test_a_turn_computes_what_follows_the_common_prefix(model: Path, arrangement: Arrangement) -> None:
     expected = talk(model, None)
     actual = talk(model, CountedStandIn(arrangement=arrangement))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_hybrid import bound_of, run_sequences, sequences_of, split
+from helpers_hybrid import CAPTURED, bound_of, run_sequences, sequences_of, split
 from helpers_logits import TOKENS, nmse
 
 from powerinfer_py import LLM, SamplingParams
@@ -46,7 +46,6 @@ CASES = [
     ("opt", "exact"),
     ("arcee", "dense"),
 ]
-CAPTURED = [Arrangement.TWO_NODES, Arrangement.SIDE_STREAM]
 # By these prompts' cold neurons are computed on the device, and on the CPU.
 ALWAYS, NEVER = PromptRates(1e30, 1.0, 1e30), PromptRates(0.0, 1.0, 0.0)
 N_SEQUENCES = 3

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_hybrid import CountedStandIn, bound_of, run_sequences, sequences_of, split
+from helpers_hybrid import CAPTURED, CountedStandIn, bound_of, run_sequences, sequences_of, split
 from helpers_logits import TOKENS, nmse
 
 from powerinfer_py import LLM, SamplingParams
@@ -141,7 +141,7 @@ def test_the_cache_may_hold_blocks(models: dict[str, Path]) -> None:
     assert nmse(logits_of(hybrid(models["bamboo"], "dense", choosing(0.5), **types)), expected) < 1e-6
 
 
-@pytest.mark.parametrize("arrangement", [Arrangement.TWO_NODES, Arrangement.SIDE_STREAM])
+@pytest.mark.parametrize("arrangement", CAPTURED)
 @pytest.mark.parametrize("name", ["relu-llama", "bamboo.q4", "relu-falcon"])
 def test_captured_steps_are_the_eager_ones(models: dict[str, Path], name: str, arrangement: Arrangement) -> None:
     """Bit for bit, the second replay as well as the first; layers on the CPU lie between captured stretches."""
@@ -159,6 +159,33 @@ def test_captured_steps_are_the_eager_ones(models: dict[str, Path], name: str, a
             assert {key: actual[key] for key in counts} == counts
             captured = llm.engine.hybrid.executor.captured
             assert len(captured) == (3 if name == "relu-llama" else 1)
+
+
+@pytest.mark.parametrize("arrangement", CAPTURED)
+def test_after_a_step_that_failed_half_way_the_next_is_right(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, arrangement: Arrangement
+) -> None:
+    """The second of two split layers fails on the device: the CPU's side has been told of the first one alone."""
+    with hybrid(models["bamboo"], "auto", choosing(0.5), arrangement=arrangement) as llm:
+        assert llm.engine.hybrid is not None
+        step, tokens = llm.engine.hybrid.executor.step, [_token(7, place) for place in range(4)]
+        expected = [llm.engine.forward(token) for token in tokens]
+        run, calls = step.kernels.add_feed_forward_part, []
+
+        def failing(*arguments: Any, **named: Any) -> Any:
+            calls.append(None)
+            if len(calls) == 2:
+                raise RuntimeError("the device has failed")
+            return run(*arguments, **named)
+
+        for again in range(3):
+            calls.clear()
+            monkeypatch.setattr(step.kernels, "add_feed_forward_part", failing)
+            with pytest.raises(RuntimeError, match="device has failed"):
+                llm.engine.forward(tokens[again])
+            monkeypatch.setattr(step.kernels, "add_feed_forward_part", run)
+            for token, logits in zip(tokens, expected, strict=True):
+                assert torch.equal(llm.engine.forward(token), logits)
 
 
 def test_prompt_chunks_that_do_not_fit_the_buffers_at_once(models: dict[str, Path]) -> None:

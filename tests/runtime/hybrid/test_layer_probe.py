@@ -98,7 +98,7 @@ def copied(models: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
         ("opt", "predictor", "native", Arrangement.EAGER),
         ("opt.gguf", "exact", "native", Arrangement.TWO_NODES),
         ("silu", "dense", "native", Arrangement.TWO_NODES),
-        ("silu.k", "dense", "native", Arrangement.TWO_NODES),
+        ("silu.k", "dense", "native", Arrangement.FLAGS),
     ],
 )
 def test_every_mode_is_measured(

@@ -68,7 +68,7 @@ def run_tokens(llm: LLM, n_tokens: int, *, single: bool) -> None:
         ("bamboo.q4", "exact", 20, 3, Arrangement.EAGER),
         ("relu-falcon", "predictor", 9, 1, Arrangement.EAGER),
         ("relu-falcon.q4", "dense", 64, 7, Arrangement.EAGER),
-        ("opt", "predictor", 40, 2, Arrangement.TWO_NODES),
+        ("opt", "predictor", 40, 2, Arrangement.FLAGS),
         ("arcee", "dense", 70, 18, Arrangement.EAGER),
     ],
 )
