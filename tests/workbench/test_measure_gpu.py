@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,6 @@ from powerinfer_py import LLM
 from powerinfer_py.runtime.hybrid.stand_in import StandIn
 
 MEASURE = script("tools/measure_gpu.py")
-MODEL = FIXTURES / "relu-llama.q4.powerinfer.gguf"
 CASES = [
     "whole, dense",
     "whole",
@@ -64,7 +64,9 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 
 def arguments(folder: Path, *more: str) -> list[str]:
-    return [str(MODEL), "--json", str(folder / "gpu.json"), "--n", "2", "--prompt", "16", "--repeats", "1", *more]
+    """Of a copy: a GPU index is written beside a model."""
+    model = shutil.copy(FIXTURES / "relu-llama.q4.powerinfer.gguf", folder)
+    return [str(model), "--json", str(folder / "gpu.json"), "--n", "2", "--prompt", "16", "--repeats", "1", *more]
 
 
 def test_every_case_is_measured_and_kept(driver: Driver, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,6 +61,12 @@ class HybridExecutor:
                 x = self._on_device(segment, host_kernels, x, step)
         return x
 
+    def give_up_captured(self) -> None:
+        """Gives up steps that were captured, with what they hold on either side."""
+        self.captured.clear()
+        if self.captured_side is not None:
+            self.captured_side.end()
+
     def _on_host(self, segment: Segment, kernels: Kernels, x: Tensor, step: Step) -> Tensor:
         batch = step.batch
         for local, layer in segment.layers:

@@ -204,7 +204,7 @@ class HybridModel:
 
     def use_segments(self, segments: tuple[Segment, ...]) -> None:
         """Runs these stretches of its layers from now on, and gives up steps that were captured."""
-        self.executor.captured.clear()
+        self.executor.give_up_captured()
         self._executor = replace(self.executor, segments=segments)
 
     def device_counts(self) -> list[list[int]]:
@@ -216,7 +216,7 @@ class HybridModel:
         if self._cold_side is not None:
             self._cold_side.close()
         if self._executor is not None:
-            self._executor.captured.clear()
+            self._executor.give_up_captured()
 
     def _cold_stream(self) -> ColdStream | None:
         """None where no layer is split, or none of those can be streamed."""
