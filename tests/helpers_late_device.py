@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from powerinfer_py.kernels.blocks import FeedForwardBlock
@@ -33,13 +34,15 @@ class LateMark:
 
 
 class LateDevice:
-    """without: which wait it forgets: the "host"'s for a mark, the "side" stream's, or the "main" stream's."""
+    """without: which wait it forgets: the "host"'s for a mark or for everything, the "side" stream's, or the "main"
+    stream's. buffers: all those of the host."""
 
     def __init__(self, without: str | None = None) -> None:
         self.without = without
         self.calls: dict[str, list[Callable[[], Any]]] = {"main": [], "side": []}
         self.done = {"main": 0, "side": 0}
         self.current = "main"
+        self.buffers: list[Tensor] = []
 
     def enqueue(self, call: Callable[[], Any]) -> None:
         self.calls[self.current].append(call)
@@ -55,6 +58,14 @@ class LateDevice:
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         self.enqueue(lambda: target.copy_(source))
+
+    def host_buffer(self, n_bytes: int) -> Tensor:
+        self.buffers.append(torch.full((n_bytes,), 255, dtype=torch.uint8))
+        return self.buffers[-1]
+
+    def synchronise(self) -> None:
+        if self.without != "host":
+            self.finish()
 
     def mark(self) -> LateMark:
         return LateMark(self, self.current, len(self.calls[self.current]))

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from powerinfer_py import _native
-from powerinfer_py.config import Activation
 from powerinfer_py.gguf.types import GGMLType, row_bytes
 from powerinfer_py.kernels.blocks import (
     AttentionBlock,
@@ -27,13 +26,14 @@ from powerinfer_py.kernels.blocks import (
     Predictor,
 )
 from powerinfer_py.kernels.composition import reported
+from powerinfer_py.kernels.cpu_blocks import attention_handle, feed_forward_handle
 from powerinfer_py.kernels.cpu_layers import run_native_layers
+from powerinfer_py.kernels.halved_rows import halve_rows_natively
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.kernels.matrix import Matrix, RopeTable, StoredMatrix
 from powerinfer_py.kernels.parted_blocks import part_blocks_natively
 from powerinfer_py.kernels.tensor_checks import (
     cache_rows_type,
-    norm_addresses,
     optional_address,
     require_tensor,
     rope_addresses,
@@ -56,15 +56,8 @@ PACKED_TYPES = (
 # Types whose packed rows are those of another, with more bytes: csrc/jobs.hpp, `packed_form`.
 _PACKED_FORMS = {GGMLType.Q4_K: GGMLType.Q4_1, GGMLType.Q5_K: GGMLType.Q5_1}
 
-# The order of `enum class Activation` in csrc/jobs.hpp.
 Bytes = npt.NDArray[np.uint8]
-_ACTIVATION_IDS = {
-    Activation.RELU: 0,
-    Activation.RELU2: 1,
-    Activation.FATRELU: 2,
-    Activation.DRELU: 3,
-    Activation.SILU: 4,
-}
+Ids = npt.NDArray[np.int64]
 
 
 class NativeKernels(Kernels):
@@ -132,8 +125,11 @@ class NativeKernels(Kernels):
             return rows * row_bytes(_PACKED_FORMS.get(ggml_type, ggml_type), cols)
         return rows * row_bytes(ggml_type, cols) if copy else 0
 
-    def fill_blocks(self, data: Bytes, ids: npt.NDArray[np.int64] | None, quant_bytes: int, place: Bytes) -> float:
+    def fill_blocks(self, data: Bytes, ids: Ids | None, quant_bytes: int, place: Bytes) -> float:
         return part_blocks_natively(self._native, data, ids, quant_bytes, place)
+
+    def fill_halves(self, ggml_type: GGMLType, cols: int, data: Bytes, ids: Ids | None, place: Bytes) -> None:
+        halve_rows_natively(self._native, ggml_type, cols, data, ids, place)
 
     def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None) -> Tensor:
         n_tokens = token_count(x, matrix.cols)
@@ -252,36 +248,10 @@ class NativeKernels(Kernels):
         return y
 
     def prepare_attention(self, block: AttentionBlock) -> AttentionBlock:
-        handle = _native.AttentionBlock(
-            norm_addresses(block.norm, block.output.matrix.rows),
-            [linear.matrix.handle for linear in block.qkv],
-            [optional_address(linear.bias, linear.matrix.rows) for linear in block.qkv],
-            block.output.matrix.handle,
-            optional_address(block.output.bias, block.output.matrix.rows),
-            (block.n_head, block.n_head_kv, block.head_dim, block.head_dim_v),
-            block.scale,
-        )
-        return replace(block, handle=handle)
+        return replace(block, handle=attention_handle(block))
 
     def prepare_feed_forward(self, block: FeedForwardBlock) -> FeedForwardBlock:
-        weights, predictor = block.weights, block.predictor
-        handle = _native.FeedForwardBlock(
-            norm_addresses(block.norm, weights.up.cols),
-            None if weights.gate is None else weights.gate.handle,
-            optional_address(weights.gate_bias, weights.up.rows),
-            weights.up.handle,
-            optional_address(weights.up_bias, weights.up.rows),
-            weights.down.handle,
-            optional_address(weights.down_bias, weights.up.cols),
-            weights.down_is_transposed,
-            None if predictor is None else predictor.fc1.handle,
-            None if predictor is None else predictor.fc2.handle,
-            _ACTIVATION_IDS[block.activation],
-            block.fatrelu_threshold,
-            block.sparse_threshold,
-            block.dense or not block.activation.is_sparse,
-        )
-        return replace(block, handle=handle)
+        return replace(block, handle=feed_forward_handle(block))
 
     def attention_block(
         self,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from powerinfer_py.gguf.types import GGMLType
+from powerinfer_py.gguf.types import GGMLType, row_bytes
 from powerinfer_py.kernels.blocks import (
     AttentionBlock,
     FeedForwardBlock,
@@ -26,9 +26,11 @@ from powerinfer_py.kernels.blocks import (
     LayersResult,
     Predictor,
 )
+from powerinfer_py.kernels.halved_rows import halve_rows
 from powerinfer_py.kernels.mask_bits import pack_columns
 from powerinfer_py.kernels.matrix import Matrix, RopeTable, StoredMatrix
 from powerinfer_py.kernels.parted_blocks import part_blocks
+from powerinfer_py.placement.device_bytes import device_type
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,22 +87,43 @@ class Kernels(ABC):
         """Bytes of host memory that `matrix`, asked the same, takes for its copy; 0 where it makes none."""
         return 0
 
+    def row_parts(self, ggml_type: GGMLType, cols: int) -> tuple[int, ...]:
+        """Bytes of a row in each part of a matrix of these kernels: the first part of all rows, behind it the next."""
+        return (row_bytes(device_type(ggml_type), cols),)
+
     def fill_rows(
         self,
-        ggml_type: GGMLType,  # noqa: ARG002  these kernels hold every type as the file does
-        cols: int,  # noqa: ARG002
+        ggml_type: GGMLType,
+        cols: int,
         data: npt.NDArray[np.uint8],
         ids: npt.NDArray[np.int64] | None,
         place: npt.NDArray[np.uint8],
         host: Kernels,
     ) -> float:
-        """Writes rows `ids` (None: all) of `data` (rows, row_bytes) into `place`, host memory of as many bytes, as
-        these kernels hold them; what `filled_matrix` has to know of the values.
+        """Writes rows `ids` (None: all) of `data` (rows, row_bytes) into `place`, host memory, as these kernels hold
+        them (`row_parts`, in `device_type`); what `filled_matrix` has to know of the values.
 
-        ggml_type: one of those that a device holds. host: kernels of the CPU, whose threads do it.
+        host: kernels of the CPU, whose threads do it. Raises UnsupportedError as `fill_halves`.
         """
-        host.fill_blocks(data, ids, 0, place)
-        return 1.0
+        if device_type(ggml_type) is ggml_type:
+            host.fill_blocks(data, ids, 0, place)
+        else:
+            host.fill_halves(ggml_type, cols, data, ids, place)
+        return 0.0
+
+    def fill_halves(
+        self,
+        ggml_type: GGMLType,
+        cols: int,
+        data: npt.NDArray[np.uint8],
+        ids: npt.NDArray[np.int64] | None,
+        place: npt.NDArray[np.uint8],
+    ) -> None:
+        """Writes rows `ids` (None: all) of `data` (rows, row_bytes) into `place` as float16, 2 bytes a weight.
+
+        Raises UnsupportedError for a weight that is too large for it.
+        """
+        halve_rows(ggml_type, cols, data, ids, place)
 
     def fill_blocks(
         self,
@@ -127,7 +150,8 @@ class Kernels(ABC):
         known: float,  # noqa: ARG002
     ) -> Matrix:
         """The matrix whose bytes `fill_rows` wrote, in `place` (uint8, where the kernels compute); they may still be on
-        their way there. known: what `fill_rows` returned."""
+        their way there. ggml_type: as these kernels hold it. known: the largest of what `fill_rows` returned for its
+        rows."""
         return self.matrix(name, ggml_type, rows, cols, place.numpy())
 
     @abstractmethod

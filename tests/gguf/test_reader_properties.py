@@ -21,7 +21,7 @@ EXTREMES = (0, 1, 2**7, 2**8 - 1, 2**15, 2**16, 2**28, 2**31 - 1, 2**31, 2**32 -
 
 def opens(path: Path) -> bool:
     """Whether the file opens; if so, all that it offers is read. Any other exception than the two fails the test."""
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         with open_gguf(path) as file:
             for name in file.tensors:
@@ -30,7 +30,7 @@ def opens(path: Path) -> bool:
         assert str(error).isprintable()
         return False
     finally:
-        assert time.perf_counter() - start < MAX_S
+        assert time.process_time() - start < MAX_S
     return True
 
 

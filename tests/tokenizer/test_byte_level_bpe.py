@@ -144,9 +144,9 @@ def test_large_vocabulary_loads_fast() -> None:
     tokens = [*base["tokenizer.ggml.tokens"], *(t for t in [*doubles, *(x + y for x, y in quads)] if t not in known)]
     merges = [f"{a} {b}" for a, b in [*pairs, *quads, *quads]]
     metadata = byte_level_metadata(tokens=tokens, token_type=np.ones(len(tokens), np.int32), merges=merges)
-    start = time.perf_counter()
+    start = time.process_time()
     loaded = load_tokenizer(metadata)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert loaded.n_vocab > 128_000 and len(merges) > 250_000
     assert loaded.decode(loaded.encode("aaab abcd")) == "aaab abcd"
-    assert seconds < 4.0, "measured 0.9 s on an idle core"
+    assert seconds < 4.0, "measured 0.9 s of a core"

@@ -177,9 +177,9 @@ def test_thousands_of_special_tokens_do_not_slow_text_down() -> None:
         tokens=[*base[PREFIX + "tokens"], *names], token_type=np.array([1] * 265 + [4] * len(names), np.int32)
     )
     loaded = load_tokenizer(metadata)
-    start = time.perf_counter()
+    start = time.process_time()
     assert loaded.encode("<" * 20_000 + names[7])[-1] == 272
-    assert time.perf_counter() - start < 3.0
+    assert time.process_time() - start < 3.0
 
 
 @pytest.mark.parametrize("kind", MAKERS)

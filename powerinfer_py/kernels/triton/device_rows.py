@@ -2,30 +2,25 @@
 
 An 18-byte block of Q4_0 starts at an odd multiple of two bytes, so that a thread could load two bytes at once; apart,
 quants are read 16 bytes at once. The number of bytes is the file's. F32, F16, BF16, Q8_0 and Q4_0 are kept as they are;
-every other type is dequantised to F16 here.
+every other type becomes F16.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from powerinfer_py.errors import UnsupportedError
-from powerinfer_py.gguf.quants import dequantize_rows
-from powerinfer_py.gguf.types import GGMLType, row_bytes
+from powerinfer_py.gguf.types import BLOCK_LAYOUTS, GGMLType, row_bytes
 from powerinfer_py.kernels.interface import Kernels
-from powerinfer_py.kernels.parted_blocks import part_blocks
+from powerinfer_py.kernels.reference import ReferenceKernels
+from powerinfer_py.placement.device_bytes import device_type, matrix_bytes
 
-_Made = TypeVar("_Made")
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
 STORAGES: dict[GGMLType, str] = {
@@ -46,10 +41,9 @@ _VALUE_DTYPES = {
 _LARGEST_QUANT = {"q8_0": 128, "q4_0": 8}
 # Bytes of a block's quants.
 _QUANT_BYTES = {"q8_0": 32, "q4_0": 16}
-# Rows are laid out in bands of about this many bytes, a few of them at once: numpy lets go of the interpreter's lock
-# while it copies, and loading takes no second copy of a matrix.
-_BAND_BYTES = 1 << 20
-_THREADS = 8
+# What a magnitude in bfloat16, as an integer, is short of 2^15 at infinity. So many at a time stay in the cache.
+_BELOW_INFINITY = 0x80
+_STEP_WORDS = 1 << 16
 # Where the largest weight goes when weights are made float16 for tl.dot: its products with the largest activation
 # (below 2^15) and sums of 2^16 of them stay far below the largest float32.
 _LARGEST_HALF = 2.0**14
@@ -77,88 +71,62 @@ class DeviceRows:
         return self.values if self.scales is None else self.scales
 
 
-def upload(
-    ggml_type: GGMLType,
-    rows: int,
-    cols: int,
-    data: npt.NDArray[np.uint8],
-    allocate: Allocate,
-    ids: npt.NDArray[np.integer] | None = None,
-) -> DeviceRows:
-    """Rows of a GGUF tensor on the device, in one allocation of uint8.
+def upload(ggml_type: GGMLType, rows: int, cols: int, data: npt.NDArray[np.uint8], allocate: Allocate) -> DeviceRows:
+    """Rows of a GGUF tensor on the device, in one allocation of uint8; by numpy, with a whole copy on the host.
 
-    data: uint8 (rows * row_bytes). ids: the rows to take, in their new order; None for all.
-    Raises ValueError for data of another length and IndexError for an id out of range; UnsupportedError where a weight
-    of a type that becomes F16 is too large for it.
+    data: uint8 (rows * row_bytes). Raises ValueError for data of another length; UnsupportedError as `fill`.
     """
     n_row = row_bytes(ggml_type, cols)
     if data.dtype != np.uint8 or data.shape != (rows * n_row,):
         raise ValueError(f"{data.dtype} data of shape {data.shape}, expected uint8 ({rows * n_row},)")
-    if ids is not None and ids.size and not (ids.min() >= 0 and ids.max() < rows):
-        raise IndexError(f"row ids from {ids.min()} to {ids.max()}, expected 0 to {rows - 1}")
-    storage = STORAGES.get(ggml_type, "f16")
-    n = rows if ids is None else len(ids)
-    values, scales = empty_arrays(storage, n, cols, allocate)
-
-    def laid_out(begin: int, end: int) -> tuple[npt.NDArray[np.uint8], float]:
-        """Rows [begin, end) as the device holds them, and the largest magnitude among them."""
-        chosen = None if ids is None else ids[begin:end]
-        if ggml_type in STORAGES:
-            raw = data.reshape(rows, n_row)
-            raw = raw[begin:end] if chosen is None else raw
-        else:
-            numbers = np.arange(begin, end) if chosen is None else chosen
-            raw, chosen = as_halves(dequantize_rows(data, ggml_type, rows, cols, numbers), ggml_type), None
-        place = np.empty((end - begin) * raw.shape[1], np.uint8)
-        return place, _lay_out(storage, raw, chosen, place, part_blocks)
-
-    largest = 0.0
+    here = np.empty(matrix_bytes(ggml_type, rows, cols), np.uint8)
     # A down projection by columns has none of them where no neuron is hot.
-    for begin, end, (place, magnitude) in _in_bands(n if n_row else 0, n_row, laid_out):
-        largest = max(largest, magnitude)
-        n_values = values[begin:end].nbytes
-        values[begin:end].copy_(torch.from_numpy(place[:n_values]).view(values.dtype).view(end - begin, -1))
-        if scales is not None:
-            scales[begin:end].copy_(torch.from_numpy(place[n_values:]).view(scales.dtype).view(end - begin, -1))
-    return DeviceRows(storage, n, cols, values, scales, _half_scale(storage, largest))
+    largest = fill(ggml_type, cols, data.reshape(rows, n_row), None, here, ReferenceKernels()) if here.size else 0.0
+    there = allocate((here.size,), torch.uint8).copy_(torch.from_numpy(here))
+    return placed(device_type(ggml_type), rows, cols, there, largest)
+
+
+def row_parts(ggml_type: GGMLType, cols: int) -> tuple[int, ...]:
+    """Bytes of a row's values, and of its scales where there are any."""
+    held = device_type(ggml_type)
+    n_row = row_bytes(held, cols)
+    if STORAGES[held] not in _QUANT_BYTES:
+        return (n_row,)
+    n_quants = _QUANT_BYTES[STORAGES[held]] * (cols // BLOCK_LAYOUTS[held].n_weights)
+    return n_quants, n_row - n_quants
 
 
 def fill(
     ggml_type: GGMLType,
+    cols: int,
     data: npt.NDArray[np.uint8],
     ids: npt.NDArray[np.int64] | None,
     place: npt.NDArray[np.uint8],
     host: Kernels,
 ) -> float:
-    """Rows `ids` (None: all) of `data` (rows, row_bytes) as `upload` would lay them out, into `place` on the host.
+    """Writes rows `ids` (None: all) of `data` (rows, row_bytes) into `place` on the host, as `placed` finds them.
 
-    Returns `half_scale`. host: kernels of the CPU, whose threads do it.
+    host: kernels of the CPU, whose threads do it. Returns the largest magnitude of a finite weight where `placed` has
+    to know it, else 0. Raises UnsupportedError where a weight of a type that becomes F16 is too large for it.
     """
-    storage = STORAGES[ggml_type]
-    return _half_scale(storage, _lay_out(storage, data, ids, place, host.fill_blocks))
-
-
-def _lay_out(
-    storage: str,
-    data: npt.NDArray[np.uint8],
-    ids: npt.NDArray[np.integer] | None,
-    place: npt.NDArray[np.uint8],
-    fill_blocks: Callable[..., float],
-) -> float:
-    """As `fill`; returns the largest finite magnitude where `_half_scale` needs it."""
-    largest = fill_blocks(data, ids, _QUANT_BYTES.get(storage, 0), place)
+    storage = STORAGES.get(ggml_type)
+    if storage is None:
+        host.fill_halves(ggml_type, cols, data, ids, place)
+        return 0.0
+    largest = host.fill_blocks(data, ids, _QUANT_BYTES.get(storage, 0), place)
     if storage in _LARGEST_QUANT:
         return _LARGEST_QUANT[storage] * largest
-    if storage != "bf16" or not place.size:
-        return 0.0
-    return _largest_finite(torch.from_numpy(place).view(torch.bfloat16).float().numpy())
+    return _largest_bfloat16(place) if storage == "bf16" else 0.0
 
 
-def placed(ggml_type: GGMLType, rows: int, cols: int, place: Tensor, half_scale: float) -> DeviceRows:
-    """The rows that `fill` wrote, whose bytes lie in `place`, or will when they are used. place: uint8."""
+def placed(ggml_type: GGMLType, rows: int, cols: int, place: Tensor, largest: float) -> DeviceRows:
+    """The rows that `fill` wrote, whose bytes lie in `place`, or will when they are used. place: uint8.
+
+    largest: of what `fill` returned for them.
+    """
     storage = STORAGES[ggml_type]
     values, scales = empty_arrays(storage, rows, cols, lambda shape, _dtype: place[: shape[0]])
-    return DeviceRows(storage, rows, cols, values, scales, half_scale)
+    return DeviceRows(storage, rows, cols, values, scales, _half_scale(storage, largest))
 
 
 def empty_arrays(storage: str, n: int, cols: int, allocate: Allocate) -> tuple[Tensor, Tensor | None]:
@@ -174,33 +142,14 @@ def empty_arrays(storage: str, n: int, cols: int, allocate: Allocate) -> tuple[T
     return values, buffer[n_values:].view(torch.float16).view(n, cols // 32)
 
 
-def _in_bands(n: int, n_row: int, make: Callable[[int, int], _Made]) -> Iterator[tuple[int, int, _Made]]:
-    """`make(begin, end)` of all rows, in bands and in order, some of them made ahead by other threads."""
-    step = max(1, _BAND_BYTES // max(n_row, 1))
-    bands = [(begin, min(begin + step, n)) for begin in range(0, n, step)]
-    if len(bands) <= 1:
-        yield from ((*band, make(*band)) for band in bands)
-        return
-    with ThreadPoolExecutor(_THREADS) as pool:
-        ahead: deque[Future[_Made]] = deque()
-        for number, band in enumerate(bands):
-            while len(ahead) < 2 * _THREADS and number + len(ahead) < len(bands):
-                ahead.append(pool.submit(make, *bands[number + len(ahead)]))
-            yield (*band, ahead.popleft().result())
-
-
-def as_halves(values: npt.NDArray[np.float32], ggml_type: GGMLType) -> npt.NDArray[np.uint8]:
-    """Bytes of float16, the last dimension twice as long. Raises UnsupportedError for a weight too large for it."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        halves = values.astype("<f2")
-    if (np.isinf(halves) & np.isfinite(values)).any():
-        raise UnsupportedError(f"a {ggml_type.name} weight is too large for F16, which it becomes on the GPU")
-    return halves.view(np.uint8)
-
-
-def _largest_finite(values: npt.NDArray[np.float32]) -> float:
-    magnitudes = np.abs(values[np.isfinite(values)])
-    return float(magnitudes.max(initial=0.0))
+def _largest_bfloat16(place: npt.NDArray[np.uint8]) -> float:
+    """Largest finite magnitude; magnitudes are in the order of their bits."""
+    words, largest = place.view("<u2"), _BELOW_INFINITY
+    for begin in range(0, words.size, _STEP_WORDS):
+        part = words[begin : begin + _STEP_WORDS]
+        # What is not finite becomes negative.
+        largest = max(largest, int(((part & 0x7FFF) + _BELOW_INFINITY).view(np.int16).max()))
+    return float(np.uint32((largest - _BELOW_INFINITY) << 16).view(np.float32))
 
 
 def _half_scale(storage: str, largest: float) -> float:

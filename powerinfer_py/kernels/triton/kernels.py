@@ -36,7 +36,7 @@ from powerinfer_py.kernels.matrix import Matrix, RopeTable
 from powerinfer_py.kernels.triton import launch, lists
 from powerinfer_py.kernels.triton.attention_rows import MAX_TOKENS, attend_rows
 from powerinfer_py.kernels.triton.attention_tiles import attend_tiles
-from powerinfer_py.kernels.triton.device_rows import Allocate, DeviceRows, fill, placed, upload
+from powerinfer_py.kernels.triton.device_rows import Allocate, DeviceRows, fill, placed, row_parts, upload
 from powerinfer_py.kernels.triton.down_rows import down_rows
 from powerinfer_py.kernels.triton.feed_forward import feed_forward
 from powerinfer_py.kernels.triton.halves import Halves
@@ -52,18 +52,15 @@ _NO_DATA = np.zeros(0, np.uint8)
 class TritonKernels(Kernels):
     """The operations of `Kernels` on `device`.
 
-    allocate: gives memory for results and intermediate values, aligned to 16 bytes; None: whatever torch gives.
-    allocate_weights: the same for matrices, one call a matrix with the file's number of bytes; None: `allocate`.
+    allocate: gives memory for results, for intermediate values and, one call a matrix, for what `matrix` makes, aligned
+    to 16 bytes; None: whatever torch gives.
     """
 
     name = "triton"
 
-    def __init__(
-        self, device: torch.device, allocate: Allocate | None = None, allocate_weights: Allocate | None = None
-    ) -> None:
+    def __init__(self, device: torch.device, allocate: Allocate | None = None) -> None:
         self.device = device
         self._allocate = allocate or self._new
-        self._allocate_weights = allocate_weights or self._allocate
 
     def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
@@ -80,32 +77,23 @@ class TritonKernels(Kernels):
         copy: bool = False,  # noqa: ARG002  and everything there is a copy
     ) -> Matrix:
         """As in the interface, but copied to the device: `data` is not looked at again."""
-        return Matrix(name, ggml_type, rows, cols, data, upload(ggml_type, rows, cols, data, self._allocate_weights))
+        return Matrix(name, ggml_type, rows, cols, data, upload(ggml_type, rows, cols, data, self._allocate))
 
-    def matrix_of_rows(
-        self,
-        name: str,
-        ggml_type: GGMLType,
-        rows: int,
-        cols: int,
-        data: npt.NDArray[np.uint8],
-        ids: npt.NDArray[np.integer],
-    ) -> Matrix:
-        """Rows `ids` of a tensor of `rows` rows, in that order, as a matrix of len(ids) rows; its `data` is empty."""
-        handle = upload(ggml_type, rows, cols, data, self._allocate_weights, ids)
-        return Matrix(name, ggml_type, len(ids), cols, _NO_DATA, handle)
+    def row_parts(self, ggml_type: GGMLType, cols: int) -> tuple[int, ...]:
+        """As in the interface: quants and scales apart."""
+        return row_parts(ggml_type, cols)
 
     def fill_rows(
         self,
         ggml_type: GGMLType,
-        cols: int,  # noqa: ARG002
+        cols: int,
         data: npt.NDArray[np.uint8],
         ids: npt.NDArray[np.int64] | None,
         place: npt.NDArray[np.uint8],
         host: Kernels,
     ) -> float:
-        """As in the interface: quants and scales apart. Returns `DeviceRows.half_scale`."""
-        return fill(ggml_type, data, ids, place, host)
+        """As in the interface. Returns the largest magnitude of a finite weight where `DeviceRows` has to fit it."""
+        return fill(ggml_type, cols, data, ids, place, host)
 
     def filled_matrix(
         self, name: str, ggml_type: GGMLType, rows: int, cols: int, place: Tensor, known: float

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from powerinfer_py.gguf.quants import dequantize
 from powerinfer_py.gguf.types import GGMLType
 from powerinfer_py.kernels.blocks import AttentionBlock, FeedForwardBlock
 from powerinfer_py.kernels.interface import Kernels
 from powerinfer_py.kernels.matrix import Matrix
-from powerinfer_py.kernels.triton.device_rows import as_halves
 from powerinfer_py.placement.device_bytes import FLOAT32_BYTES, device_type, matrix_bytes
 from powerinfer_py.runtime.host_weights import FileWeights
 from powerinfer_py.runtime.hybrid.device import Device, Mark
@@ -131,14 +129,10 @@ class BandSource:
     def _filled(
         self, name: str, ggml_type: GGMLType, cols: int, data: npt.NDArray[np.uint8], ids: Ids | None
     ) -> Matrix:
-        held = device_type(ggml_type)
-        if held is not ggml_type:
-            some = np.ascontiguousarray(data if ids is None else data[ids])
-            data, ids = as_halves(dequantize(some.reshape(-1), ggml_type, len(some), cols), ggml_type), None
         rows = len(data) if ids is None else ids.size
-        here, there = self._take(matrix_bytes(held, rows, cols))
-        known = self._kernels.fill_rows(held, cols, data, ids, here.numpy(), self._host)
-        return self._kernels.filled_matrix(name, held, rows, cols, there, known)
+        here, there = self._take(matrix_bytes(ggml_type, rows, cols))
+        known = self._kernels.fill_rows(ggml_type, cols, data, ids, here.numpy(), self._host)
+        return self._kernels.filled_matrix(name, device_type(ggml_type), rows, cols, there, known)
 
     def _take(self, n_bytes: int) -> tuple[Tensor, Tensor]:
         pair = self._here.take(n_bytes), self._there.take(n_bytes)

@@ -126,10 +126,10 @@ class CudaDevice(Device):
         """Triton's kernels."""
         from powerinfer_py.kernels.triton.kernels import TritonKernels
 
-        return TritonKernels(self._device, allocate, allocate)
+        return TritonKernels(self._device, allocate)
 
     def _new_host_buffer(self, n_bytes: int) -> Tensor:
-        """uint8 (n_bytes), page-locked."""
+        """uint8 (n_bytes), page-locked; what is given back torch keeps for the next of about its size."""
         import torch
 
         return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)

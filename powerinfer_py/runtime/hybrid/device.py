@@ -118,7 +118,7 @@ class Device(ABC):
 
     @abstractmethod
     def make_kernels(self, allocate: AllocateTensor) -> Kernels:
-        """The device's kernels, whose matrices and results are in memory that `allocate` gives."""
+        """The device's kernels, whose results are in memory that `allocate` gives."""
 
     def host_buffer(self, n_bytes: int) -> Tensor:
         """uint8 (n_bytes) on the host, page-locked where copies need that to be asynchronous."""

@@ -249,7 +249,7 @@ class LayerTimer:
             memory = Workspace(self.device.allocate(2 * aligned(n_values)))
             x = _zeroed(memory.take(FLOAT32_BYTES * cols)).view(torch.float32).view(1, cols)
             kernels = self.device.make_kernels(lambda shape, dtype: take_tensor(memory, shape, dtype))
-            matrix = kernels.filled_matrix(name, held, rows, cols, weights[:n_bytes], 1.0)
+            matrix = kernels.filled_matrix(name, held, rows, cols, weights[:n_bytes], 0.0)
             best = np.inf
             for _ in range(_WARM_STEPS):
                 self.device.synchronise()

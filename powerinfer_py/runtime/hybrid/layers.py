@@ -21,6 +21,7 @@ from powerinfer_py.runtime.host_weights import FileWeights
 from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory, Region
 from powerinfer_py.runtime.hybrid.neuron_order import NeuronOrder, neuron_order
 from powerinfer_py.runtime.hybrid.part_source import ColdSource, DeviceSource, LayerRegions
+from powerinfer_py.runtime.hybrid.uploads import Uploader
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +88,7 @@ class Loader:
     device_file: FileWeights
     host_kernels: Kernels
     device_kernels: Kernels
+    uploader: Uploader
     memory: DeviceMemory
     regions: Regions
 
@@ -114,7 +116,7 @@ class Loader:
             config = replace(config, has_predictors=False)
             for name in ("fc1.weight", "fc2.weight"):
                 self.host_file.leave_out(keys.block_tensor(index, name))
-        source = DeviceSource(self.device_file, self.device_kernels, self.memory, self.regions.layers[index], order)
+        source = self._device_source(self.regions.layers[index], order)
         weights = Assembly(self.architecture, config, source, self.sparsity).layer(index)
         is_split = order.cold.size > 0
         return DeviceLayer(
@@ -136,5 +138,8 @@ class Loader:
             return Head(*host.head(), on_device=False)
         if self.regions.head is None:
             raise ValueError("a head on the device needs a region there")
-        source = DeviceSource(self.device_file, self.device_kernels, self.memory, self.regions.head)
+        source = self._device_source(self.regions.head)
         return Head(*Assembly(self.architecture, self.config, source, self.sparsity).head(), on_device=True)
+
+    def _device_source(self, regions: LayerRegions | Region, order: NeuronOrder | None = None) -> DeviceSource:
+        return DeviceSource(self.device_file, self.device_kernels, self.uploader, self.memory, regions, order)

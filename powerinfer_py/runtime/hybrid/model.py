@@ -35,6 +35,7 @@ from powerinfer_py.runtime.hybrid.layers import DeviceLayer, HostLayer, HybridWe
 from powerinfer_py.runtime.hybrid.prompt_rates import measure_prompt_rates
 from powerinfer_py.runtime.hybrid.reservations import Reserved, reserve, reserve_context
 from powerinfer_py.runtime.hybrid.segments import Segment, segments_of
+from powerinfer_py.runtime.hybrid.uploads import Uploader
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,18 +112,19 @@ class HybridModel:
         # Of what is reserved by now only the context's is in use.
         plan.device.open(plan.ledger.reserved_bytes - plan.ledger.used_bytes)
         kernels = plan.device.make_kernels(memory.allocate)
-        loader = Loader(
-            architecture,
-            config,
-            sparsity,
-            host_file,
-            device_file,
-            host_kernels,
-            kernels,
-            memory,
-            self._reserved.weights,
-        )
-        with plan.device.enqueuing():
+        with plan.device.enqueuing(), Uploader(plan.device, kernels, host_kernels) as uploader:
+            loader = Loader(
+                architecture,
+                config,
+                sparsity,
+                host_file,
+                device_file,
+                host_kernels,
+                kernels,
+                uploader,
+                memory,
+                self._reserved.weights,
+            )
             self.weights: HybridWeights = loader.load(plan.placement, layers)
         self._host_kernels = host_kernels
         self._kernels = kernels

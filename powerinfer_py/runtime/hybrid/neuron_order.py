@@ -35,11 +35,6 @@ class NeuronOrder:
         """The file's id of every place: (n_ff)."""
         return np.concatenate([self.hot, self.cold])
 
-    @property
-    def is_file_order(self) -> bool:
-        """Whether places and ids are the same."""
-        return not (self.hot.size and self.cold.size) or int(self.hot[-1]) < int(self.cold[0])
-
     def in_file_order(self, mask: Tensor) -> Tensor:
         """A mask (T, n_ff) whose columns are places, with ids as columns."""
         import torch

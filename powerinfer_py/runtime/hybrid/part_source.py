@@ -20,6 +20,7 @@ from powerinfer_py.kernels.matrix import Matrix
 from powerinfer_py.runtime.host_weights import FileWeights
 from powerinfer_py.runtime.hybrid.device_memory import DeviceMemory, Region, Source, take_tensor
 from powerinfer_py.runtime.hybrid.neuron_order import Ids, NeuronOrder
+from powerinfer_py.runtime.hybrid.uploads import Uploader
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,19 +57,21 @@ class LayerRegions:
 class DeviceSource:
     """A `WeightSource` that puts every tensor it is asked for on the device.
 
-    order: of the layer's neurons, of which the hot ones are handed out; None outside of layers.
+    kernels: the device's. order: of the layer's neurons, of which the hot ones are handed out; None outside of layers.
     """
 
     def __init__(
         self,
         file: FileWeights,
         kernels: Kernels,
+        uploader: Uploader,
         memory: DeviceMemory,
         regions: LayerRegions | Source,
         order: NeuronOrder | None = None,
     ) -> None:
         self._file = file
         self._kernels = kernels
+        self._uploader = uploader
         self._memory = memory
         self._regions = regions
         self._order = order
@@ -84,16 +87,17 @@ class DeviceSource:
     def matrix(self, name: str, rows: int, cols: int) -> Matrix:
         """The matrix, or its hot rows or columns; fc2 with its rows in the order of places."""
         ggml_type, data = self._file.stored(name, rows, cols)
+        ids = None
         if self._order is not None:
             short = short_name(name)
             if short in NEURON_ROWS:
-                data, rows = chosen_rows(data, self._order.hot, rows), self._order.hot.size
-            elif short == "fc2.weight" and not self._order.is_file_order:
-                data = chosen_rows(data, self._order.placed, rows)
+                ids = self._order.hot
+            elif short == "fc2.weight":
+                ids = self._order.placed
             elif short == "ffn_down.weight":
                 data = chosen_columns(ggml_type, data, self._order.hot, rows, cols)
                 cols = self._order.hot.size
-        matrix = self._place(name, ggml_type, rows, cols, data)
+        matrix = self._placed(name, ggml_type, rows, cols, data, ids)
         self._file.release(name)
         return matrix
 
@@ -112,9 +116,7 @@ class DeviceSource:
     def transposed(self, name: str, rows: int, cols: int) -> Matrix:
         """Hot rows of the transpose."""
         ggml_type, data = self._file.turned(name, rows, cols)
-        if self._order is not None:
-            data, rows = chosen_rows(data, self._order.hot, rows), self._order.hot.size
-        return self._place(name, ggml_type, rows, cols, data)
+        return self._placed(name, ggml_type, rows, cols, data, None if self._order is None else self._order.hot)
 
     def vector(self, name: str, n: int) -> Tensor:
         """A float32 vector, or its hot elements."""
@@ -136,11 +138,9 @@ class DeviceSource:
         with self._memory.into(self._region("attn")):
             return self._kernels.prepare_feed_forward(replace(block, predictor=None))
 
-    def _place(self, name: str, ggml_type: GGMLType, rows: int, cols: int, data: Bytes) -> Matrix:
-        with self._memory.into(self._region(name)):
-            matrix = self._kernels.matrix(name, ggml_type, rows, cols, data)
-        # What has been copied is not to be kept on the host as well.
-        return replace(matrix, data=np.empty(0, np.uint8)) if matrix.data is data else matrix
+    def _placed(self, name: str, ggml_type: GGMLType, rows: int, cols: int, data: Bytes, ids: Ids | None) -> Matrix:
+        wanted = None if ids is None or is_whole(ids, rows) else ids
+        return self._uploader.matrix(name, ggml_type, rows, cols, data, wanted, self._region(name))
 
     def _region(self, name: str) -> Source:
         return self._regions.of(name) if isinstance(self._regions, LayerRegions) else self._regions
@@ -242,11 +242,14 @@ class ColdSource:
         return matrix
 
 
+def is_whole(ids: Ids, rows: int) -> bool:
+    """Whether `ids` are all of `rows` rows, in order."""
+    return ids.size == rows and bool((ids[1:] > ids[:-1]).all())
+
+
 def chosen_rows(data: Bytes, ids: Ids, rows: int) -> Bytes:
     """Rows `ids` of a matrix of `rows` rows, as bytes; the same array where that is all of them in order."""
-    if ids.size == rows and bool((ids[1:] > ids[:-1]).all()):
-        return data
-    return data.reshape(rows, -1)[ids].reshape(-1)
+    return data if is_whole(ids, rows) else data.reshape(rows, -1)[ids].reshape(-1)
 
 
 def chosen_columns(ggml_type: GGMLType, data: Bytes, ids: Ids, rows: int, cols: int) -> Bytes:

@@ -13,17 +13,10 @@ from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from powerinfer_py.errors import DeviceError, OptionError
-from powerinfer_py.gguf.quants import dequantize
-from powerinfer_py.gguf.types import GGMLType
 from powerinfer_py.kernels.cold_jobs import await_flag, raise_flag
 from powerinfer_py.kernels.interface import Kernels
-from powerinfer_py.kernels.matrix import Matrix
 from powerinfer_py.placement.budget import DeviceMemory
-from powerinfer_py.placement.device_bytes import device_type
 from powerinfer_py.placement.problem import Rates
 from powerinfer_py.placement.rates import GpuProbe, LayerProbe, assumed_rates, machine_rates
 from powerinfer_py.runtime.hybrid.device import Arrangement, Device, Held, Mark, PromptRates
@@ -117,18 +110,14 @@ class StandIn(Device):
 
             from powerinfer_py.kernels.triton.kernels import TritonKernels
 
-            return TritonKernels(torch.device("cpu"), allocate, allocate)
-        kernels: Kernels
+            return TritonKernels(torch.device("cpu"), allocate)
         if self._kernels == "native":
             from powerinfer_py.kernels.cpu import NativeKernels
 
-            kernels = NativeKernels(1)
-        else:
-            from powerinfer_py.kernels.reference import ReferenceKernels
+            return NativeKernels(1)
+        from powerinfer_py.kernels.reference import ReferenceKernels
 
-            kernels = ReferenceKernels()
-        _keep_weights_in(allocate, kernels)
-        return kernels
+        return ReferenceKernels()
 
     def _new_host_buffer(self, n_bytes: int) -> Tensor:
         """uint8 (n_bytes)."""
@@ -193,35 +182,3 @@ class _Reached:
         if not isinstance(earlier, _Reached):
             raise TypeError("the mark is another device's")
         return self._at - earlier._at
-
-
-def _keep_weights_in(allocate: AllocateTensor, kernels: Kernels) -> None:
-    """Makes CPU kernels copy every matrix into device memory first, in the type that it has there."""
-    import torch
-
-    make = kernels.matrix
-
-    def matrix(
-        name: str,
-        ggml_type: GGMLType,
-        rows: int,
-        cols: int,
-        data: npt.NDArray[np.uint8],
-        *,
-        pack: bool = False,
-        copy: bool = False,
-    ) -> Matrix:
-        del pack, copy  # a device has an order and memory of its own
-        held = device_type(ggml_type)
-        if held is not ggml_type:
-            data = dequantize(data, ggml_type, rows, cols).astype("<f2").view(np.uint8).reshape(-1)
-        place = allocate((data.size,), torch.uint8)
-        place.copy_(torch.from_numpy(np.array(data)))
-        return make(name, held, rows, cols, place.numpy())
-
-    def filled_matrix(name: str, ggml_type: GGMLType, rows: int, cols: int, place: Tensor, known: float) -> Matrix:
-        del known
-        return make(name, ggml_type, rows, cols, place.numpy())
-
-    kernels.matrix = matrix  # type: ignore[method-assign]  # one object's own, whatever its class
-    kernels.filled_matrix = filled_matrix  # type: ignore[method-assign]

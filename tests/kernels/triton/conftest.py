@@ -28,7 +28,7 @@ def triton_kernels(request: pytest.FixtureRequest) -> TritonKernels:
     # Tensors say "cuda:0" where a device may be "cuda".
     device = torch.empty(0, device=request.param).device
     poison = Poison(request.param)
-    return TritonKernels(device, poison, poison)
+    return TritonKernels(device, poison)
 
 
 @pytest.fixture(scope="session")

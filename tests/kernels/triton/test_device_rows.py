@@ -11,8 +11,10 @@ from torch import Tensor
 from powerinfer_py.errors import UnsupportedError
 from powerinfer_py.gguf.types import GGMLType, row_bytes
 from powerinfer_py.kernels import make_kernels
-from powerinfer_py.kernels.triton.device_rows import DeviceRows, fill, placed, upload
+from powerinfer_py.kernels.triton.device_rows import DeviceRows, fill, placed, row_parts, upload
+from powerinfer_py.placement.device_bytes import matrix_bytes
 
+STORED = [GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.Q8_0, GGMLType.Q4_0]
 SIZES: list[int] = []
 
 
@@ -34,33 +36,31 @@ def file_bytes(rows: DeviceRows) -> np.ndarray:
     return np.concatenate([scales, blocks], axis=2).reshape(rows.rows, n_row + 2 * n_blocks)
 
 
-@pytest.mark.parametrize("ggml_type", [GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.Q8_0, GGMLType.Q4_0])
-@pytest.mark.parametrize("ids", [None, [6, 0, 3], []], ids=["all", "some", "none"])
-def test_bytes_are_the_files(ggml_type: GGMLType, ids: list[int] | None) -> None:
+@pytest.mark.parametrize("ggml_type", STORED)
+def test_bytes_are_the_files(ggml_type: GGMLType) -> None:
     stored = random_rows(ggml_type, 7, 96)
     n_row = row_bytes(ggml_type, 96)
     SIZES.clear()
-    chosen = None if ids is None else np.array(ids, np.int32)
-    rows = upload(ggml_type, 7, 96, stored.data, allocate, chosen)
-    want = stored.data.reshape(7, n_row) if chosen is None else stored.data.reshape(7, n_row)[chosen]
-    assert (file_bytes(rows) == want).all()
-    assert [rows.rows * n_row] == SIZES
+    rows = upload(ggml_type, 7, 96, stored.data, allocate)
+    assert (file_bytes(rows) == stored.data.reshape(7, n_row)).all()
+    assert [7 * n_row] == SIZES
     assert rows.scales is None or rows.scales.data_ptr() % 16 == 0
 
 
-@pytest.mark.parametrize("ggml_type", [GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.Q8_0, GGMLType.Q4_0])
-@pytest.mark.parametrize("ids", [None, [0, 3, 6], []], ids=["all", "some", "none"])
+@pytest.mark.parametrize("ggml_type", STORED)
+@pytest.mark.parametrize("ids", [None, [6, 0, 3], []], ids=["all", "some", "none"])
 @pytest.mark.parametrize("host", ["native", "torch"])
 def test_rows_filled_in_on_the_host_are_those_uploaded(
     ggml_type: GGMLType, ids: list[int] | None, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("powerinfer_py.kernels.parted_blocks._CACHED_BYTES", 100)
-    stored = random_rows(ggml_type, 7, 96)
+    data = random_rows(ggml_type, 7, 96).data.reshape(7, -1)
     chosen = None if ids is None else np.array(ids, np.int64)
-    uploaded = upload(ggml_type, 7, 96, stored.data, allocate, chosen)
-    place = torch.full((uploaded.rows * row_bytes(ggml_type, 96),), 255, dtype=torch.uint8)
-    half_scale = fill(ggml_type, stored.data.reshape(7, -1), chosen, place.numpy(), make_kernels(3, name=host))
-    rows = placed(ggml_type, uploaded.rows, 96, place, half_scale)
+    wanted = data if chosen is None else data[chosen]
+    uploaded = upload(ggml_type, len(wanted), 96, wanted.reshape(-1), allocate)
+    place = torch.full((wanted.size,), 255, dtype=torch.uint8)
+    largest = fill(ggml_type, 96, data, chosen, place.numpy(), make_kernels(3, name=host))
+    rows = placed(ggml_type, uploaded.rows, 96, place, largest)
     assert rows.values.data_ptr() == place.data_ptr()
     assert (file_bytes(rows) == file_bytes(uploaded)).all()
     assert (rows.storage, rows.rows, rows.cols, rows.half_scale) == (
@@ -71,11 +71,12 @@ def test_rows_filled_in_on_the_host_are_those_uploaded(
     )
 
 
-def test_several_bands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("powerinfer_py.kernels.triton.device_rows._BAND_BYTES", 100)
-    stored = random_rows(GGMLType.Q4_0, 23, 64)
-    rows = upload(GGMLType.Q4_0, 23, 64, stored.data, allocate)
-    assert (file_bytes(rows) == stored.data.reshape(23, -1)).all()
+@pytest.mark.parametrize("ggml_type", [*STORED, GGMLType.Q6_K])
+def test_the_parts_of_a_row_are_those_of_the_arrays(ggml_type: GGMLType) -> None:
+    rows = upload(ggml_type, 3, 256, random_rows(ggml_type, 3, 256).data, allocate)
+    arrays = [rows.values] if rows.scales is None else [rows.values, rows.scales]
+    assert row_parts(ggml_type, 256) == tuple(array.nbytes // 3 for array in arrays)
+    assert sum(row_parts(ggml_type, 256)) == matrix_bytes(ggml_type, 1, 256)
 
 
 @pytest.mark.parametrize("ggml_type", [GGMLType.F16, GGMLType.Q4_0, GGMLType.Q6_K])
@@ -84,20 +85,11 @@ def test_rows_without_columns(ggml_type: GGMLType) -> None:
     assert (rows.values.numel(), rows.rows, rows.half_scale) == (0, 5, 1.0)
 
 
-def test_an_error_of_a_band_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("powerinfer_py.kernels.triton.device_rows._BAND_BYTES", 1)
-    data = random_rows(GGMLType.Q6_K, 40, 256).data.copy()
-    # The last two bytes of a block are its scale: the largest float16 there is.
-    data.reshape(40, -1)[33, -2:] = (0xFF, 0x7B)
-    with pytest.raises(UnsupportedError):
-        upload(GGMLType.Q6_K, 40, 256, data, allocate)
-
-
 def test_other_types_become_f16() -> None:
     stored = random_rows(GGMLType.Q6_K, 5, 256)
-    rows = upload(GGMLType.Q6_K, 5, 256, stored.data, allocate, np.array([4, 1]))
+    rows = upload(GGMLType.Q6_K, 5, 256, stored.data, allocate)
     assert rows.storage == "f16"
-    assert (rows.values.numpy() == stored.values[[4, 1]].astype(np.float16)).all()
+    assert (rows.values.numpy() == stored.values.astype(np.float16)).all()
 
 
 def test_what_f16_cannot_hold_is_refused() -> None:
@@ -123,12 +115,20 @@ def test_the_largest_weight_fits_a_float16(ggml_type: GGMLType, factor: float) -
         assert 2.0**12 <= np.abs(values).max() * rows.half_scale <= 2.0**14 * 1.01
 
 
+def test_the_largest_bfloat16_is_a_finite_one() -> None:
+    values = torch.tensor([[1.0, -3.0e38, float("nan"), -float("inf"), 2.0e38, float("inf"), 0.0, -0.0]])
+    data = values.bfloat16().view(torch.uint8).numpy()
+    place = np.zeros(16, np.uint8)
+    largest = fill(GGMLType.BF16, 8, data, None, place, make_kernels(1))
+    assert largest == -float(values.bfloat16()[0, 1])
+    assert fill(GGMLType.BF16, 2, data.view(np.uint8)[:, 4:8], None, place[:4], make_kernels(1, name="torch")) == 0.0
+    assert fill(GGMLType.BF16, 8, data[:0], None, place[:0], make_kernels(1)) == 0.0
+
+
 def test_wrong_calls_are_refused() -> None:
     data = random_rows(GGMLType.Q8_0, 4, 32).data
     with pytest.raises(ValueError, match="shape"):
         upload(GGMLType.Q8_0, 5, 32, data, allocate)
-    with pytest.raises(IndexError, match="4"):
-        upload(GGMLType.Q8_0, 4, 32, data, allocate, np.array([0, 4]))
 
 
 def test_many_rows_are_filled_in_by_all_threads() -> None:

@@ -198,9 +198,6 @@ def test_an_order_leads_back_to_the_file() -> None:
     assert order.placed.tolist() == [1, 4, 5, 0, 2, 3, 6]
     mask = torch.tensor([[True, False, True, False, False, True, False]])
     assert order.in_file_order(mask).tolist() == [[False, True, False, True, False, True, False]]
-    assert not order.is_file_order
-    assert neuron_order(np.array([0, 1], np.int32), 4).is_file_order
-    assert neuron_order(np.zeros(0, np.int32), 4).is_file_order
     with pytest.raises(ValueError, match="neuron 7"):
         neuron_order(np.array([7], np.int32), 7)
 
