@@ -51,6 +51,7 @@ struct Executor {
     Scratch<float> activations;  // between the operations of a block
     Scratch<float> attended;     // of a layer whose FFN sees its input
     Scratch<uint8_t> masks;
+    Scratch<float> striped;      // the tokens of a product
     Scratch<int8_t> quantised;
     Scratch<float> quantised_scales;
     Scratch<int32_t> quantised_sums;

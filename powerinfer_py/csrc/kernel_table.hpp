@@ -30,6 +30,10 @@ inline constexpr int kGroupNeurons = 8;
 inline constexpr int64_t kStripScratch = 2 * kStripTokens * kStripCols;
 inline constexpr int64_t kTokenBlock = 64;
 
+// Rows of an item of products with striped tokens: those of a tile, and those of one under a mask, which share the stripes.
+inline constexpr int kStripedRows = 24;
+inline constexpr int kStripedSparseRows = 72;
+
 struct KernelTable {
     const char* name;
     // Products of the tile; returns how many were computed (all, or those the mask wants).

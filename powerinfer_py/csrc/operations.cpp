@@ -44,6 +44,7 @@ struct LinearItems {
     LinearItems(const LinearJob& job, bool one_item) : rows(rows_per_item(job.matrix)) {
         const int64_t n_rows = job.matrix.rows;
         if (job.mask && job.n_tokens == 1) rows = std::max(rows, std::min(n_rows / 128 * 8, kMaskedItemRows));
+        if (wants_stripes(job)) rows = job.mask ? kStripedSparseRows : kStripedRows;
         if (one_item) rows = std::max<int64_t>(n_rows, 1);
         row_items = divide_up(n_rows, rows);
         n = row_items * divide_up(job.n_tokens, kTokenBlock);
@@ -111,12 +112,33 @@ QuantisedTokens quantise(const LinearJob& job, TokenOrder order, Executor& execu
     return {q, scales, negative_sums, scales + n_scales, order};
 }
 
-// The job with its tokens in 8 bits, if its rows want them so. `made` holds those that other jobs over the same tokens
-// had made, by order.
-LinearJob with_tokens(LinearJob job, QuantisedTokens* made, Executor& executor) {
+// The same for stripes of float32.
+const float* stripe(const LinearJob& job, Executor& executor) {
+    const int64_t cols = job.matrix.cols, n_tokens = job.n_tokens, n_stripes = divide_up(cols, kStripeCols);
+    float* striped = executor.striped.reserve(n_stripes * n_tokens * kStripeCols);
+    run_items(executor, n_tokens, n_tokens * cols <= kInlineProducts, [&](int64_t token, int) {
+        const float* x = job.x + token * cols;
+        for (int64_t begin = 0; begin < cols; begin += kStripeCols)
+            std::copy(x + begin, x + std::min(begin + kStripeCols, cols), striped + begin * n_tokens + token * kStripeCols);
+    });
+    return striped;
+}
+
+// Tokens in the orders in which other jobs over the same tokens had wanted them.
+struct MadeTokens {
+    QuantisedTokens quantised[2];  // by order
+    const float* striped = nullptr;
+};
+
+// The job with its tokens in the order that its rows want, made if they had not been.
+LinearJob with_tokens(LinearJob job, MadeTokens& made, Executor& executor) {
+    if (wants_stripes(job)) {
+        if (!made.striped) made.striped = stripe(job, executor);
+        job.striped = made.striped;
+    }
     if (!job.matrix.packed) return job;
     const TokenOrder order = token_order(job.matrix.type);
-    QuantisedTokens& tokens = made[static_cast<int>(order)];
+    QuantisedTokens& tokens = made.quantised[static_cast<int>(order)];
     if (!tokens.q) tokens = quantise(job, order, executor);
     job.quantised = tokens;
     return job;
@@ -126,7 +148,7 @@ LinearJob with_tokens(LinearJob job, QuantisedTokens* made, Executor& executor) 
 
 int64_t linear(const LinearJob& given, Executor& executor) {
     const std::lock_guard lock(executor.busy);
-    QuantisedTokens made[2];
+    MadeTokens made;
     const LinearJob job = with_tokens(given, made, executor);
     const bool inline_all = job.matrix.rows * job.matrix.cols * job.n_tokens <= kInlineProducts;
     const LinearItems items(job, inline_all);
@@ -140,7 +162,7 @@ int64_t linear(const LinearJob& given, Executor& executor) {
 void linear_group(const LinearJob* given, int n_jobs, Executor& executor) {
     const std::lock_guard lock(executor.busy);
     LinearJob jobs[kMaxGroup];
-    QuantisedTokens made[2];
+    MadeTokens made;
     int64_t products = 0;
     for (int i = 0; i < n_jobs; i++) {
         jobs[i] = with_tokens(given[i], made, executor);
@@ -173,7 +195,7 @@ bool can_run_neurons(const NeuronsJob& job, const Executor& executor) {
 NeuronCounts neurons(const NeuronsJob& given, Executor& executor) {
     const std::lock_guard lock(executor.busy);
     NeuronsJob job = given;
-    QuantisedTokens made[2];
+    MadeTokens made;
     job.first = with_tokens(job.first, made, executor);
     job.second = with_tokens(job.second, made, executor);
     const int64_t n_rows = job.down.matrix.rows, cols = job.down.matrix.cols, block = rows_of_block(n_rows);

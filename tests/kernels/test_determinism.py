@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers_blocks import random_rows
+from helpers_blocks import random_rows, smallest_cols
 from helpers_kernels import TYPE_IDS, mask_of, matrix_of, same_bits, tokens
 
 from powerinfer_py import _native
@@ -55,6 +55,36 @@ def test_any_batch(native: NativeKernels, ggml_type: GGMLType) -> None:
         assert same_bits(native.linear(matrix, x[part])[at], y[t])
         assert same_bits(native.linear_masked(matrix, x[part], mask[part])[0][at], masked[t])
         assert same_bits(native.accumulate_rows(matrix, coefficients[part])[0][at], summed[t])
+
+
+@every_type
+def test_every_number_of_tokens(native: NativeKernels, ggml_type: GGMLType) -> None:
+    """Tokens in stripes have the bits of single ones: any number left over, a stripe in part, few wanted and most."""
+    block = smallest_cols(ggml_type)
+    cols = 333 if block == 1 else 3 * block
+    matrix = matrix_of(native, random_rows(ggml_type, ROWS, cols))
+    for n_tokens, density in ((13, 0.05), (31, 0.4), (46, 0.6), (32, 0.97), (78, 0.1)):
+        x, mask = tokens(n_tokens, cols), mask_of(n_tokens, ROWS, density)
+        y = native.linear(matrix, x)
+        assert same_bits(y, torch.cat([native.linear(matrix, x[t : t + 1]) for t in range(n_tokens)]))
+        masked, count = native.linear_masked(matrix, x, mask)
+        assert same_bits(masked, torch.where(mask, y, 0.0))
+        assert count == int(mask.count_nonzero())
+
+
+@every_type
+def test_sums_of_every_number_of_tokens(native: NativeKernels, ggml_type: GGMLType) -> None:
+    block = smallest_cols(ggml_type)
+    cols = 333 if block == 1 else 3 * block
+    matrix = matrix_of(native, random_rows(ggml_type, 16 * 67, cols))
+    for n_tokens, density in ((5, 0.0), (7, 0.1), (8, 1.0), (66, 0.6)):
+        coefficients = tokens(n_tokens, matrix.rows) * mask_of(n_tokens, matrix.rows, density)
+        coefficients[2:5] = tokens(3, matrix.rows)
+        summed, count = native.accumulate_rows(matrix, coefficients)
+        singles = [native.accumulate_rows(matrix, coefficients[t : t + 1])[0] for t in range(n_tokens)]
+        assert same_bits(summed, torch.cat(singles))
+        assert same_bits(summed, native.accumulate_rows(matrix, coefficients, all_rows=True)[0])
+        assert count == int(coefficients.count_nonzero())
 
 
 def test_widths_that_fit_no_vector(native: NativeKernels) -> None:

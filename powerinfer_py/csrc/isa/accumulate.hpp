@@ -21,15 +21,6 @@ void add_floats(const float* const* rows, const float* coefficients, int64_t n, 
         for (int k = 0; k < K; k++) acc[i + j] = madd1(coefficients[k], rows[k][i + j], acc[i + j]);
 }
 
-inline void add_some_floats(const float* const* rows, const float* coefficients, int k, int64_t n, float* acc) {
-    switch (k) {
-        case 1: return add_floats<1>(rows, coefficients, n, acc);
-        case 2: return add_floats<2>(rows, coefficients, n, acc);
-        case 3: return add_floats<3>(rows, coefficients, n, acc);
-        case 4: return add_floats<4>(rows, coefficients, n, acc);
-    }
-}
-
 // What add_rows() asks for while it adds: group g of the rows that follow, for the k-th that it adds.
 template <WeightType type>
 struct FetchNext {
@@ -140,31 +131,107 @@ void combine_partials(const AccumulateJob& job, int64_t token, const float* part
         for (int64_t i = begin; i < end; i++) y[i] += job.bias[i];
 }
 
+// Rows whose strip is unpacked at a time. Of a section of it, one token's sums stay in registers and the rows in L1, of 16
+// KB on AVX2. Rows are a line apart from where they would begin in the same set.
+constexpr int kSumRows = 64;
+constexpr int64_t kSumStride = kStripCols + 16;
+constexpr int64_t kSectionCols = 8 * kWidth;
+
+// total[0, kSectionCols) += the rows of `added`, in order.
+inline void add_section(const float* w, const float* coefficients, uint64_t added, float* total) {
+    V sums[8];
+    for (int i = 0; i < 8; i++) sums[i] = load(total + i * kWidth);
+    for (; added; added &= added - 1) {
+        const int r = __builtin_ctzll(added);
+        const V c = set1(coefficients[r]);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) sums[i] = madd(c, load(w + r * kSumStride + i * kWidth), sums[i]);
+    }
+    for (int i = 0; i < 8; i++) store(total + i * kWidth, sums[i]);
+}
+
+// The same of the first n rows for three tokens, which share what is loaded.
+inline void add_section_of_three(const float* w, const float* coefficients, int64_t stride, int n, float* totals) {
+    constexpr int kVectors = 4;
+    for (int64_t at = 0; at < kSectionCols; at += kVectors * kWidth) {
+        V sums[3][kVectors];
+        for (int t = 0; t < 3; t++)
+            for (int i = 0; i < kVectors; i++) sums[t][i] = load(totals + t * kStripCols + at + i * kWidth);
+        for (int r = 0; r < n; r++) {
+            V c[3];
+#pragma GCC unroll 3
+            for (int t = 0; t < 3; t++) c[t] = set1(coefficients[t * stride + r]);
+#pragma GCC unroll 4
+            for (int i = 0; i < kVectors; i++) {
+                const V row = load(w + r * kSumStride + at + i * kWidth);
+#pragma GCC unroll 3
+                for (int t = 0; t < 3; t++) sums[t][i] = madd(c[t], row, sums[t][i]);
+            }
+        }
+        for (int t = 0; t < 3; t++)
+            for (int i = 0; i < kVectors; i++) store(totals + t * kStripCols + at + i * kWidth, sums[t][i]);
+    }
+}
+
+// Bit r: row r of up to 64 is added for its coefficient.
+inline uint64_t added_rows(const AccumulateJob& job, const float* coefficients, int n) {
+    if (job.all_rows) return ~uint64_t{0} >> (64 - n);
+    uint64_t added = 0;
+    int r = 0;
+    for (; r + kWidth <= n; r += kWidth) added |= uint64_t{not_zero(load(coefficients + r))} << r;
+    for (; r < n; r++) added |= uint64_t{is_added(job, coefficients[r])} << r;
+    return added;
+}
+
+// Adds up to 64 unpacked rows to the partial sums of all tokens of the tile, and asks for those that follow meanwhile.
+template <WeightType type>
+void add_strip_rows(const AccumulateJob& job, const StripTile& tile, int64_t row, int n, const float* w,
+                    const uint64_t* added, RowsToFetch<type> ahead, float* partials) {
+    const int64_t n_rows = job.matrix.rows, n_cols = tile.col_end - tile.col_begin;
+    const int n_tokens = static_cast<int>(tile.token_end - tile.token_begin);
+    const uint64_t all = ~uint64_t{0} >> (64 - n);
+    const float* coefficients = job.coefficients + tile.token_begin * n_rows + row;
+    for (int64_t at = 0; at < n_cols; at += kSectionCols)
+        for (int t = 0; t < n_tokens;) {
+            float* totals = partials + t * kStripCols + at;
+            if (t + 3 <= n_tokens && (added[t] & added[t + 1] & added[t + 2]) == all) {
+                add_section_of_three(w + at, coefficients + t * n_rows, n_rows, n, totals);
+                t += 3;
+            } else {
+                add_section(w + at, coefficients + t * n_rows, added[t], totals);
+                t++;
+            }
+            if (at == 0) ahead.advance(t, n_tokens);
+        }
+}
+
 // Rows [begin, end) of the strip, added to every token's partial sum; returns the pairs added.
 template <WeightType type>
 int64_t strip_block(const AccumulateJob& job, const StripTile& tile, int64_t begin, int64_t end, float* partials) {
-    alignas(64) float w[4][kStripCols];
-    const int64_t n_rows = job.matrix.rows, n = tile.col_end - tile.col_begin;
+    alignas(64) float w[kSumRows * kSumStride];
+    uint64_t added[kStripTokens];
+    const int64_t n_cols = tile.col_end - tile.col_begin;
+    const int n_tokens = static_cast<int>(tile.token_end - tile.token_begin);
     int64_t count = 0;
-    for (int64_t row = begin; row < end; row += 4) {
-        const int n_now = end - row < 4 ? static_cast<int>(end - row) : 4;
-        bool unpacked[4] = {false, false, false, false};
-        for (int64_t r = row + 4; r < row + 8 && r < end; r++) fetch<type>(row_of(job.matrix, r), tile.col_begin, n);
-        for (int64_t t = tile.token_begin; t < tile.token_end; t++) {
-            const float* coefficients = job.coefficients + t * n_rows + row;
-            const float* rows[4];
-            float c[4];
-            int k = 0;
-            for (int r = 0; r < n_now; r++) {
-                if (!is_added(job, coefficients[r])) continue;
-                if (!unpacked[r]) dequantize<type>(row_of(job.matrix, row + r), tile.col_begin, n, w[r]);
-                unpacked[r] = true;
-                rows[k] = w[r];
-                c[k++] = coefficients[r];
-            }
-            if (k) add_some_floats(rows, c, k, n, partials + (t - tile.token_begin) * kStripCols);
-            count += k;
+    // Sections are added up whole, beyond the last column too.
+    if (n_cols < kStripCols)
+        for (float& weight : w) weight = 0;
+    for (int64_t row = begin; row < end; row += kSumRows) {
+        const int n = end - row < kSumRows ? static_cast<int>(end - row) : kSumRows;
+        uint64_t any = 0;
+        for (int t = 0; t < n_tokens; t++) {
+            added[t] = added_rows(job, job.coefficients + (tile.token_begin + t) * job.matrix.rows + row, n);
+            any |= added[t];
+            count += __builtin_popcountll(added[t]);
         }
+        const uint8_t* next[kSumRows];
+        int n_next = 0;
+        for (int64_t r = row + n; r < row + n + kSumRows && r < job.matrix.rows; r++) next[n_next++] = row_of(job.matrix, r);
+        for (uint64_t rest = any; rest; rest &= rest - 1) {
+            const int r = __builtin_ctzll(rest);
+            dequantize<type>(row_of(job.matrix, row + r), tile.col_begin, n_cols, w + r * kSumStride);
+        }
+        add_strip_rows<type>(job, tile, row, n, w, added, {next, n_next, tile.col_begin, n_cols}, partials);
     }
     return count;
 }

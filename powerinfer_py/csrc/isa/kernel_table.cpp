@@ -42,6 +42,8 @@ constexpr const char* kName = "scalar";
 #include "isa/packed_tokens.hpp"
 #include "isa/packed_rows.hpp"
 #include "isa/packed.hpp"
+#include "isa/matrix_rows.hpp"
+#include "isa/striped.hpp"
 #include "isa/linear.hpp"
 #include "isa/accumulate.hpp"
 #include "isa/token_wise.hpp"

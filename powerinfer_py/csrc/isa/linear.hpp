@@ -1,7 +1,5 @@
 // A tile of a linear layer: which rows meet which tokens. Included inside the instruction set's namespace.
 
-inline const uint8_t* row_of(const WeightMatrix& m, int64_t row) { return m.data + row * m.row_bytes; }
-
 // Rows and tokens, by index, all of whose products are wanted: up to kRowTile rows, or kMaxRows where there are few tokens.
 // Behind the rows, up to kRowsAhead that will be wanted next.
 struct ProductGroup {
@@ -63,27 +61,6 @@ int64_t dense_tile(const LinearJob& job, const ProductTile& tile) {
     }
     return count;
 }
-
-// The rows from `begin` to `end` that a mask wants, in order. Eight at a time: where a hundredth of the rows is wanted, one
-// by one took a quarter of the time of the whole operation.
-struct WantedRows {
-    const uint8_t* mask;
-    int64_t begin, end;
-    uint64_t bytes = 0;  // of the mask, of the eight rows before `begin`; those that were returned are 0
-
-    // The next one, or -1.
-    int64_t next() {
-        while (!bytes) {
-            if (begin >= end) return -1;
-            const int64_t n = end - begin < 8 ? end - begin : 8;
-            __builtin_memcpy(&bytes, mask + begin, static_cast<uint64_t>(n));
-            begin += 8;
-        }
-        const int byte = __builtin_ctzll(bytes) / 8;
-        bytes &= ~(uint64_t{255} << 8 * byte);
-        return begin - 8 + byte;
-    }
-};
 
 // How far beyond its tile one looks for rows that the thread will probably read next.
 constexpr int64_t kRowsBeyond = 256;
@@ -161,13 +138,131 @@ int64_t any_tile(const LinearJob& job, const ProductTile& tile) {
     return job.mask ? masked_tile<Products>(job, tile) : dense_tile<Products>(job, tile);
 }
 
+// Up to kStripedRows rows. Products that the mask, if there is one, does not want are computed in vain.
+template <WeightType type>
+int64_t striped_rows(const LinearJob& job, const ProductTile& tile) {
+    const int64_t begin = tile.row_begin, n_rows = job.matrix.rows, stride = job.n_tokens * kStripeCols;
+    const int n = static_cast<int>(tile.row_end - begin), n_tokens = static_cast<int>(tile.token_end - tile.token_begin);
+    const uint8_t* rows[2 * kStripedRows];
+    float results[kStripedRows * kMaxTokens];
+    int n_ahead = 0;
+    for (int r = 0; r < n; r++) rows[r] = row_of(job.matrix, begin + r);
+    for (int64_t r = tile.row_end; r < n_rows && n_ahead < kStripedRows; r++) rows[n + n_ahead++] = row_of(job.matrix, r);
+    const float* x = job.striped + tile.token_begin * kStripeCols;
+    striped_products<type>(rows, n, n_ahead, x, stride, n_tokens, job.matrix.cols, results);
+    int64_t count = 0;
+    for (int t = 0; t < n_tokens; t++) {
+        const int64_t at = (tile.token_begin + t) * n_rows + begin;
+        for (int r = 0; r < n; r++) {
+            const float product = results[r * n_tokens + t];
+            const bool is_wanted = !job.mask || job.mask[at + r];
+            job.y[at + r] = !is_wanted ? 0 : job.bias ? product + job.bias[begin + r] : product;
+            count += is_wanted;
+        }
+    }
+    return count;
+}
+
+template <WeightType type>
+int64_t striped_dense_tile(const LinearJob& job, const ProductTile& tile) {
+    int64_t count = 0;
+    for (int64_t row = tile.row_begin; row < tile.row_end; row += kStripedRows) {
+        const int64_t end = row + kStripedRows < tile.row_end ? row + kStripedRows : tile.row_end;
+        count += striped_rows<type>(job, {row, end, tile.token_begin, tile.token_end});
+    }
+    return count;
+}
+
+template <WeightType type>
+int64_t striped_sparse_rows(const LinearJob& job, const ProductTile& tile, const SparseRows& sparse) {
+    if (sparse.n_rows == 0) return 0;
+    float results[SparseRows::kMaxProducts];
+    const float* x = job.striped + tile.token_begin * kStripeCols;
+    sparse_products<type>(job.matrix, sparse, x, job.n_tokens * kStripeCols, results);
+    for (int i = 0; i < sparse.n_rows; i++)
+        for (int k = sparse.begins[i]; k < sparse.begins[i + 1]; k++) {
+            const int64_t row = sparse.rows[i];
+            job.y[(tile.token_begin + sparse.tokens[k]) * job.matrix.rows + row] =
+                job.bias ? results[k] + job.bias[row] : results[k];
+        }
+    return sparse.n_products();
+}
+
+inline int64_t count_wanted(const LinearJob& job, const ProductTile& tile) {
+    int64_t count = 0;
+    for (int64_t t = tile.token_begin; t < tile.token_end; t++) {
+        const uint8_t* mask = job.mask + t * job.matrix.rows;
+        int n = 0;
+        for (int64_t r = tile.row_begin; r < tile.row_end; r++) n += mask[r] != 0;
+        count += n;
+    }
+    return count;
+}
+
+// Adds the rows of the tile to those that meet their tokens one by one; what is not wanted becomes 0.
+inline void add_sparse_rows(const LinearJob& job, const ProductTile& tile, SparseRows& sparse) {
+    const int64_t n_rows = job.matrix.rows;
+    uint8_t wanted_by[kStripedRows][kMaxTokens];
+    int n_wanted[kStripedRows] = {0};
+    for (int64_t t = tile.token_begin; t < tile.token_end; t++) {
+        WantedRows wanted{job.mask + t * n_rows, tile.row_begin, tile.row_end};
+        for (int64_t row; (row = wanted.next()) >= 0;) {
+            const int64_t r = row - tile.row_begin;
+            wanted_by[r][n_wanted[r]++] = static_cast<uint8_t>(t - tile.token_begin);
+        }
+        for (int64_t r = tile.row_begin; r < tile.row_end; r++) job.y[t * n_rows + r] = 0;
+    }
+    for (int64_t r = tile.row_begin; r < tile.row_end; r++)
+        sparse.add(r, wanted_by[r - tile.row_begin], n_wanted[r - tile.row_begin]);
+}
+
+// Up to kStripedSparseRows rows. By how many tokens want one of a few neighbours: all products are computed where most are
+// wanted, as alone one takes about twice as long; rows that hardly any wants meet tokens where these lie.
+template <WeightType type>
+int64_t striped_masked_rows(const LinearJob& job, const ProductTile& tile) {
+    SparseRows sparse;
+    int64_t count = 0;
+    for (int64_t row = tile.row_begin; row < tile.row_end; row += kStripedRows) {
+        const int64_t end = row + kStripedRows < tile.row_end ? row + kStripedRows : tile.row_end;
+        const ProductTile part{row, end, tile.token_begin, tile.token_end};
+        const int64_t n = count_wanted(job, part);
+        if (2 * n > (end - row) * (tile.token_end - tile.token_begin))
+            count += striped_rows<type>(job, part);
+        else if (n > (end - row) * kFewTokens)
+            add_sparse_rows(job, part, sparse);
+        else
+            count += masked_tile<StoredProducts<type>>(job, part);
+    }
+    return count + striped_sparse_rows<type>(job, tile, sparse);
+}
+
+template <WeightType type>
+int64_t striped_masked_tile(const LinearJob& job, const ProductTile& tile) {
+    int64_t count = 0;
+    for (int64_t row = tile.row_begin; row < tile.row_end; row += kStripedSparseRows) {
+        const int64_t end = row + kStripedSparseRows < tile.row_end ? row + kStripedSparseRows : tile.row_end;
+        count += striped_masked_rows<type>(job, {row, end, tile.token_begin, tile.token_end});
+    }
+    return count;
+}
+
+// Of rows as stored.
+template <WeightType type>
+int64_t stored_tile(const LinearJob& job, const ProductTile& tile) {
+    if (!job.striped || tile.token_end - tile.token_begin <= kUnstripedTokens)
+        return any_tile<StoredProducts<type>>(job, tile);
+    if constexpr (Group<type>::kWeights == 32)
+        if (job.mask) return striped_masked_tile<type>(job, tile);
+    return striped_dense_tile<type>(job, tile);
+}
+
 int64_t linear_tile(const LinearJob& job, const ProductTile& tile) {
     int64_t count = 0;
     if (job.matrix.packed)
         with_packed_type(
             job.matrix.type, [&](auto tag) { count = any_tile<PackedProducts<decltype(tag)::value>>(job, tile); });
     else
-        with_type(job.matrix.type, [&](auto tag) { count = any_tile<StoredProducts<decltype(tag)::value>>(job, tile); });
+        with_type(job.matrix.type, [&](auto tag) { count = stored_tile<decltype(tag)::value>(job, tile); });
     return count;
 }
 

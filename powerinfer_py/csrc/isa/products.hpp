@@ -9,10 +9,9 @@ constexpr int kRowTile = 8;
 // Columns dequantised at a time: 8 rows of 512 floats are 16 KB, which leaves room in L1 for the tokens' 8 KB.
 constexpr int64_t kChunkCols = 512;
 constexpr int kMaxTokens = 64;
-// Few tokens take so many rows at once. With more tokens than that, unpacking into a buffer is paid back: at four tokens
-// it took 3.3 times the time of one.
+// Few tokens (kFewTokens) take so many rows at once. With more tokens than that, unpacking into a buffer is paid back: at
+// four tokens it took 3.3 times the time of one.
 constexpr int kMaxRows = 64;
-constexpr int kFewTokens = 8;
 
 // acc[t * kRowTile + r] += products of `n` columns (a multiple of kWidth) of MR rows and NR tokens.
 template <int MR, int NR>

@@ -8,6 +8,10 @@ inline void store(float* p, V v) { _mm256_storeu_ps(p, v); }
 inline V set1(float a) { return _mm256_set1_ps(a); }
 inline V add(V a, V b) { return _mm256_add_ps(a, b); }
 inline V madd(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+// Bit i: number i is not zero. NaN is not.
+inline uint32_t not_zero(V v) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_NEQ_UQ)));
+}
 inline float madd1(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline float sum(V v) {
     const __m128 h = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -18,6 +22,8 @@ inline float sum(V v) {
 // Micro-tiles: 8 accumulators, 4 rows and 2 tokens live in the 16 registers; 6 loads feed 8 multiply-adds.
 constexpr int kTileTokens = 2;
 constexpr int kRowTokens = 8;
+// Sums of products with striped tokens: 3 rows and 4 tokens, where 7 loads feed 12 multiply-adds.
+constexpr int kTileSums = 12;
 // Rows that meet up to four tokens in registers: 8 accumulators of 16.
 constexpr int kFewRows = 2;
 // Rows of floats that meet one token at once: the sums of one alone would wait for each other.

@@ -8,6 +8,8 @@ inline void store(float* p, V v) { _mm512_storeu_ps(p, v); }
 inline V set1(float a) { return _mm512_set1_ps(a); }
 inline V add(V a, V b) { return _mm512_add_ps(a, b); }
 inline V madd(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+// Bit i: number i is not zero. NaN is not.
+inline uint32_t not_zero(V v) { return _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
 inline float madd1(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline float sum(V v) {
     const __m256 y = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
@@ -19,6 +21,8 @@ inline float sum(V v) {
 // Micro-tiles: 16 accumulators, 4 rows and 1 token at a time; 8 loads feed 16 multiply-adds.
 constexpr int kTileTokens = 4;
 constexpr int kRowTokens = 8;
+// Sums of products with striped tokens: 6 rows and 4 tokens, where 10 loads feed 24 multiply-adds.
+constexpr int kTileSums = 24;
 // Rows that meet up to four tokens in registers: 16 accumulators of 32.
 constexpr int kFewRows = 4;
 // Rows of floats that meet one token at once: one, whose sums keep up with memory.
