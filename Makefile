@@ -17,9 +17,10 @@ help:  ## lists the targets
 run: $(INSTALLED)  ## installs and generates text with the default model (PROMPT="...")
 	$(BIN)/powerinfer-run -p "$(PROMPT)" -n 128
 
-# A file's tests stay together: many share a model or what they compile. More processes than that only take memory.
+# A file's tests stay together: many share a model or what they compile. More processes than that only take memory. A test
+# that ends its process would end each process that takes its place.
 test: $(INSTALLED)  ## installs and runs the whole test suite
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --max-worker-restart 0
 
 demo: $(INSTALLED)  ## rebuilds the shipped model from its parts (CHECKPOINT=folder takes new dense weights)
 	$(BIN)/python tools/build_demo_files.py $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")

@@ -111,9 +111,12 @@ class ColdJob:
 
 class ColdSequence:
     """Jobs of a step in order, each with the addresses of two flags of 32 bits: `begun`, which a device's stream raises
-    when the job's input is there, and `done`, which it waits for. Keeps jobs and follower alive, not the flags."""
+    when the job's input is there, and `done`, which it waits for. memory: what holds the flags. Keeps all of it alive
+    until nobody follows it any more."""
 
-    def __init__(self, follower: ColdFollower, jobs: list[ColdJob], flags: list[tuple[int, int]]) -> None: ...
+    def __init__(
+        self, follower: ColdFollower, jobs: list[ColdJob], flags: list[tuple[int, int]], memory: object
+    ) -> None: ...
 
 class ColdFollower:
     """A thread that computes the jobs of one step after the other as they are begun."""

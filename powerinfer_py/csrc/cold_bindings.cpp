@@ -59,14 +59,18 @@ void job_init(BoundColdJob* self, nb::object worker, nb::object kernels, nb::obj
     new (self) BoundColdJob(std::move(job), worker, kernels, block);
 }
 
-// A step's jobs and the flags between the two sides, with what they need to stay alive but the flags.
+// A step's jobs and the flags between the two sides, with what they need to stay alive: it goes when nobody follows any
+// more.
 struct BoundColdSequence {
     ColdSequence followed;
-    nb::object follower;
+    nb::object follower, memory;
     std::vector<nb::object> jobs;
 
-    BoundColdSequence(ColdSequence its_jobs, nb::object its_follower, std::vector<nb::object> kept)
-        : followed(std::move(its_jobs)), follower(std::move(its_follower)), jobs(std::move(kept)) {}
+    BoundColdSequence(ColdSequence its_jobs, nb::object its_follower, nb::object of_flags, std::vector<nb::object> kept)
+        : followed(std::move(its_jobs)),
+          follower(std::move(its_follower)),
+          memory(std::move(of_flags)),
+          jobs(std::move(kept)) {}
     BoundColdSequence(const BoundColdSequence&) = delete;
     BoundColdSequence& operator=(const BoundColdSequence&) = delete;
     // The thread that follows never takes the GIL.
@@ -74,7 +78,7 @@ struct BoundColdSequence {
 };
 
 void sequence_init(BoundColdSequence* self, nb::object follower, std::vector<nb::object> jobs,
-                   const std::vector<std::pair<uintptr_t, uintptr_t>>& flags) {
+                   const std::vector<std::pair<uintptr_t, uintptr_t>>& flags, nb::object memory) {
     nb::cast<ColdFollower&>(follower);  // or a TypeError
     require(jobs.size() == flags.size(), "every job has two flags");
     ColdSequence followed;
@@ -84,7 +88,7 @@ void sequence_init(BoundColdSequence* self, nb::object follower, std::vector<nb:
         followed.push_back({nb::cast<BoundColdJob&>(jobs[i]).job.get(), reinterpret_cast<uint32_t*>(begun),
                             reinterpret_cast<uint32_t*>(done)});
     }
-    new (self) BoundColdSequence(std::move(followed), std::move(follower), std::move(jobs));
+    new (self) BoundColdSequence(std::move(followed), std::move(follower), std::move(memory), std::move(jobs));
 }
 
 using HostFunction = void (*)(void*) noexcept;
@@ -104,10 +108,15 @@ void bind_cold_worker(nb::module_& m) {
         .def_prop_ro("address", &BoundColdJob::address)
         .def("take_counts", &BoundColdJob::take_counts);
     nb::class_<BoundColdSequence>(m, "ColdSequence")
-        .def("__init__", &sequence_init, nb::arg("follower"), nb::arg("jobs"), nb::arg("flags"));
+        .def("__init__", &sequence_init, nb::arg("follower"), nb::arg("jobs"), nb::arg("flags"),
+             nb::arg("memory"));
     nb::class_<ColdFollower>(m, "ColdFollower")
         .def(nb::init<>())
-        .def("follow", [](ColdFollower& self, const BoundColdSequence& step) { return self.follow(step.followed); },
+        .def("follow",
+             [](ColdFollower& self, const BoundColdSequence& step) {
+                 require(&nb::cast<ColdFollower&>(step.follower) == &self, "the sequence is another follower's");
+                 return self.follow(step.followed);
+             },
              nb::arg("sequence"))
         .def("abandon", [](ColdFollower& self) { self.abandon(); }, nb::call_guard<nb::gil_scoped_release>())
         .def("take_error", &ColdFollower::take_error);

@@ -39,7 +39,8 @@ def make_sequence(
     """A step's jobs in order, for `follower`, each with the flags (int32) by which it is begun and is done."""
     from powerinfer_py import _native
 
-    return _native.ColdSequence(follower, list(jobs), [(begun.data_ptr(), done.data_ptr()) for begun, done in flags])
+    addresses = [(begun.data_ptr(), done.data_ptr()) for begun, done in flags]
+    return _native.ColdSequence(follower, list(jobs), addresses, list(flags))
 
 
 def raise_flag(flag: Tensor) -> None:

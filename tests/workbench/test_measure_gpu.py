@@ -12,7 +12,8 @@ import pytest
 from helpers_models import FIXTURES
 from helpers_scripts import script
 
-from powerinfer_py import LLM
+from powerinfer_py import LLM, env
+from powerinfer_py.runtime.hybrid.device import Arrangement
 from powerinfer_py.runtime.hybrid.stand_in import StandIn
 
 MEASURE = script("tools/measure_gpu.py")
@@ -35,6 +36,7 @@ class Driver:
 
     def __init__(self, n_bytes: int) -> None:
         self.n_bytes = n_bytes
+        self.arrangements: list[Arrangement] = []
 
     def peak_bytes(self) -> int:
         return self.n_bytes
@@ -52,8 +54,12 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     counting = Driver(0)
 
     def load(model: Path, **options: Any) -> LLM:
-        device = StandIn("native", total_bytes=1 << 30, context_bytes=1 << 20)
-        return LLM(model, **options, device=device if "vram_budget" in options else None)
+        if "vram_budget" not in options:
+            return LLM(model, **options)
+        arrangement = Arrangement(env.forced_step() or Arrangement.TWO_NODES)
+        counting.arrangements.append(arrangement)
+        device = StandIn("native", total_bytes=1 << 30, context_bytes=1 << 20, arrangement=arrangement)
+        return LLM(model, **options, device=device)
 
     monkeypatch.setattr(MEASURE, "LLM", load)
     monkeypatch.setattr(MEASURE, "Watch", lambda _pid: counting)
@@ -70,11 +76,12 @@ def arguments(folder: Path, *more: str) -> list[str]:
 
 
 def test_every_case_is_measured_and_kept(driver: Driver, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert driver.n_bytes == 0
     assert MEASURE.main(arguments(tmp_path, "--sweep", "--commit", "abc")) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(" | ")[0] for line in lines[:-1]] == CASES + SWEPT
     assert list(json.loads(lines[-1])["seconds"]) == CASES
+    others = [Arrangement.SIDE_STREAM, Arrangement.FLAGS, Arrangement.EAGER]
+    assert driver.arrangements == [*5 * [Arrangement.TWO_NODES], *others, *len(SWEPT) * [Arrangement.TWO_NODES]]
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert (report["commit"], report["device"], report["bytes_per_s"]) == ("abc", "a stand-in", 1e9)
     by_name = {case["case"]: case for case in report["cases"] if "arrangement" not in case}

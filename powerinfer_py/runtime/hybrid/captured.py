@@ -14,7 +14,8 @@ GIL; an error is read from the thread's own mark after the step, and the step's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,22 +94,40 @@ class CapturedColdSide:
         sequence = make_sequence(self._follower, list(jobs.values()), flags)
         return StepJobs(tuple(parts.values()), jobs, flags, sequence)
 
-    def begin(self, step: StepJobs) -> None:
-        """Makes the CPU ready for a run of a step, before any of it is enqueued.
+    @contextmanager
+    def running(self, step: StepJobs) -> Iterator[None]:
+        """A run of a step, which is enqueued inside.
 
-        The run before has ended, or failed half-way: what it left behind is not this one's.
+        On leaving, the device and the CPU are done with it, also where it failed half-way or was interrupted.
         """
+        self._begin(step)
+        try:
+            yield
+        finally:
+            # What was enqueued is answered and comes to its end. Only then may layers that never came be given up.
+            self._device.synchronise()
+            if self._follower is not None:
+                self._follower.abandon()
+
+    def _begin(self, step: StepJobs) -> None:
+        """Makes the CPU ready; what a run that failed left behind is not this one's."""
         self._step, self._number = step, 0
         self._worker.wait()
         if self._follower is not None and step.sequence is not None and not self._follower.follow(step.sequence):
-            # It waits for layers that never come. Those that were enqueued come to their end first.
+            # An interrupt came before the run was one that is left in order.
             self._device.synchronise()
             self._follower.abandon()
-            self._follower.follow(step.sequence)
+            if not self._follower.follow(step.sequence):
+                raise RuntimeError("another step is followed")
+        step.take_counts()
         self._take_error()
 
     def end(self) -> None:
-        """Lets go of the step that was run last."""
+        """Lets go of the step that was run last, and of what an interrupt may have left of it."""
+        with suppress(DeviceError):
+            self._device.synchronise()
+        if self._follower is not None:
+            self._follower.abandon()
         self._step = StepJobs((), {})
 
     def start(

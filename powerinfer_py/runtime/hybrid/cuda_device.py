@@ -5,8 +5,8 @@ Nothing here computes or decides. Everything is enqueued in one stream of the de
 second one. All tensors lie in the arena, a single allocation; what else the process holds (context, kernels' modules)
 is measured before the arena is made.
 
-Run on an H200 (`tests/runtime/hybrid/test_cuda_device.py`). The calls are plain torch, and those of `cuda_driver`,
-which a test makes to libraries in the driver's place.
+Run on an H200 (`tests/runtime/hybrid/test_cuda_device.py`), flags excepted, which have not run on a GPU. The calls are
+plain torch, and those of `cuda_driver`, which a test makes to libraries in the driver's place.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class CudaDevice(Device):
         self.arrangement = arrangement
         self._device = torch.device("cuda", index)
         self._driver = CudaDriver()
+        if arrangement is Arrangement.FLAGS:
+            self._driver.require_flags()
         self._monitor = Monitor(self._driver.bus_id(index))
         _give_up_unused()
         before = self._monitor.usage()

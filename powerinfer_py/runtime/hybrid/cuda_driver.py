@@ -37,10 +37,15 @@ class CudaDriver:
         """
         _require(self._launch(stream, function, data), "cuLaunchHostFunc")
 
+    def require_flags(self) -> None:
+        """Raises DeviceError where the driver has no `write_value` and `wait_value`: before CUDA 11.7."""
+        for name in ("cuStreamWriteValue32_v2", "cuStreamWaitValue32_v2"):
+            _function(self._library, name)
+
     def write_value(self, stream: int, address: int, value: int) -> None:
         """Enqueues a write of 32 bits to page-locked memory, behind a fence; in a stream that is captured, as a node.
 
-        Raises DeviceError where the driver refuses, or is older than CUDA 11.7.
+        Raises DeviceError where the driver refuses.
         """
         self._memory_operation("cuStreamWriteValue32_v2", stream, address, value, _WRITE_DEFAULT)
 

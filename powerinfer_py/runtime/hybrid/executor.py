@@ -63,9 +63,9 @@ class HybridExecutor:
 
     def give_up_captured(self) -> None:
         """Gives up steps that were captured, with what they hold on either side."""
-        self.captured.clear()
         if self.captured_side is not None:
             self.captured_side.end()
+        self.captured.clear()
 
     def _on_host(self, segment: Segment, kernels: Kernels, x: Tensor, step: Step) -> Tensor:
         batch = step.batch
@@ -148,7 +148,7 @@ class HybridExecutor:
 
     def _replayed(self, number: int, segment: Segment, host_kernels: Kernels, x: Tensor, step: Step) -> Tensor:
         """The captured step of this segment and number of tokens; the result on the CPU."""
-        side, buffers, device = self.captured_side, self.step.buffers, self.step.device
+        side, buffers = self.captured_side, self.step.buffers
         if side is None:
             raise ValueError("nothing is captured here")
         buffers.hold(x)
@@ -157,9 +157,8 @@ class HybridExecutor:
             self.captured[key] = self._capture(segment, host_kernels, side)
             self._clear(self.captured[key])
         captured = self.captured[key]
-        side.begin(captured.cold)
-        captured.replay()
-        device.synchronise()
+        with side.running(captured.cold):
+            captured.replay()
         side.require_success()
         counted, counted_here = buffers.counted(), captured.cold.take_counts()
         neurons = len(step.batch) * self.config.n_ff
@@ -198,8 +197,8 @@ class HybridExecutor:
             self.step.device.copy(result, x)
 
         # A device runs a step once before it captures it.
-        side.begin(cold)
-        replay = self.step.device.capture(enqueue)
+        with side.running(cold):
+            replay = self.step.device.capture(enqueue)
         return CapturedStep(replay, result, cold, self.step.predictor_seconds(list(layers.values())))
 
     def _clear(self, captured: CapturedStep) -> None:

@@ -172,6 +172,7 @@ def test_host_functions_in_a_streams_order(cuda: str) -> None:
 def test_flags_in_a_streams_order(cuda: str) -> None:
     """A write, whatever lies between, a wait: a thread follows the stream from layer to layer, step after step."""
     driver, layers, follower = CudaDriver(cuda), Layers(cuda), make_follower()
+    driver.require_flags()
     lines = torch.ones(len(layers.jobs), 2, 16, dtype=torch.int32)
     flags = [(begun[:1], done[:1]) for begun, done in lines]
     sequence = make_sequence(follower, layers.jobs, flags)
@@ -184,6 +185,8 @@ def test_flags_in_a_streams_order(cuda: str) -> None:
         layers.check()
         follower.abandon()
         assert not follower.take_error()
+    with pytest.raises(ValueError, match="another follower's"):
+        make_follower().follow(sequence)
     assert lines[:, :, 1:].eq(1).all()
 
 
@@ -216,3 +219,6 @@ def test_a_driver_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     empty = library(tmp_path, "empty", f'extern "C" int nothing() {{ return {os.getpid()}; }}')
     with pytest.raises(DeviceError, match="too old: it has no cuLaunchHostFunc"):
         CudaDriver(empty)
+    old = library(tmp_path, "old", 'extern "C" int cuLaunchHostFunc() { return 0; }')
+    with pytest.raises(DeviceError, match="too old: it has no cuStreamWriteValue32_v2"):
+        CudaDriver(old).require_flags()

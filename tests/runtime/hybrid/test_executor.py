@@ -18,6 +18,7 @@ from helpers_logits import TOKENS, nmse
 from powerinfer_py import LLM, SamplingParams
 from powerinfer_py.config import ModelConfig
 from powerinfer_py.errors import ContextError
+from powerinfer_py.models.activity import Activity
 from powerinfer_py.placement.placement import Placement
 from powerinfer_py.placement.sizes import ModelSizes
 from powerinfer_py.runtime import kv_cache
@@ -165,27 +166,35 @@ def test_captured_steps_are_the_eager_ones(models: dict[str, Path], name: str, a
 def test_after_a_step_that_failed_half_way_the_next_is_right(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, arrangement: Arrangement
 ) -> None:
-    """The second of two split layers fails on the device: the CPU's side has been told of the first one alone."""
+    """Of two split layers the first fails on the device, so that the second is never begun, or the second."""
     with hybrid(models["bamboo"], "auto", choosing(0.5), arrangement=arrangement) as llm:
         assert llm.engine.hybrid is not None
         step, tokens = llm.engine.hybrid.executor.step, [_token(7, place) for place in range(4)]
-        expected = [llm.engine.forward(token) for token in tokens]
         run, calls = step.kernels.add_feed_forward_part, []
+
+        def all_tokens() -> tuple[list[torch.Tensor], dict[str, Any]]:
+            llm.engine.activity = Activity(len(llm.engine.layers), gated=True)
+            logits = [llm.engine.forward(token) for token in tokens]
+            counts = llm.engine.activity.to_dict()
+            return logits, {key: counts[key] for key in counts if key != "predictor_s"}
 
         def failing(*arguments: Any, **named: Any) -> Any:
             calls.append(None)
-            if len(calls) == 2:
+            if len(calls) == failing_call:
                 raise RuntimeError("the device has failed")
             return run(*arguments, **named)
 
-        for again in range(3):
+        expected, counts = all_tokens()
+        for again in range(4):
             calls.clear()
+            failing_call = 1 + again % 2
             monkeypatch.setattr(step.kernels, "add_feed_forward_part", failing)
             with pytest.raises(RuntimeError, match="device has failed"):
                 llm.engine.forward(tokens[again])
             monkeypatch.setattr(step.kernels, "add_feed_forward_part", run)
-            for token, logits in zip(tokens, expected, strict=True):
-                assert torch.equal(llm.engine.forward(token), logits)
+            actual, actual_counts = all_tokens()
+            assert all(map(torch.equal, actual, expected))
+            assert actual_counts == counts
 
 
 def test_prompt_chunks_that_do_not_fit_the_buffers_at_once(models: dict[str, Path]) -> None:
